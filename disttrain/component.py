@@ -20,6 +20,10 @@ from typing import Annotated, Any, Generic, TypeVar, Union
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class UserError(ValueError):
+    """The user's mistake: reported as one clear message, without a traceback, and with exit code 2."""
+
+
 class Config(BaseModel):
     """A frozen set of settings: unknown keys are refused, and a value is never coerced from another type."""
 

@@ -1,0 +1,1 @@
+"""What travels instead of a gradient, and how the workers' payloads become one mean."""

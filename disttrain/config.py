@@ -1,0 +1,224 @@
+"""The config of a run: its sections, and how a file and the command line become one.
+
+    loaded = load_config("configs/quickstart.yaml", ["optimizer.name=sgd", "training.steps=200"])
+    loaded.config.optimizer.build(module)
+    print(show(loaded))            # every value, and where it comes from
+
+What ``optimizer`` and the other components may be is not fixed here: it is whatever has been registered when the file
+is loaded, which includes the modules that the file names under ``imports``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, create_model, field_validator
+
+from disttrain.component import Config, Registry
+from disttrain.config_errors import ConfigError, dotted, explain
+from disttrain.config_file import COMMAND_LINE, DEFAULT, Settings, apply_overrides, read_file
+from disttrain.config_sections import CheckpointConfig, LaunchConfig, RecordingConfig, RunFolderConfig, TrainingConfig
+from disttrain.config_yaml import leaves, write_yaml
+from disttrain.data import DataConfig, data_sources
+from disttrain.models import ModelConfig, models
+from disttrain.objectives import ObjectiveConfig, objectives
+from disttrain.optim import OptimizerConfig, ScheduleConfig, optimizers, schedules
+from disttrain.strategies import StrategyConfig, strategies
+
+__all__ = ["ConfigError", "LoadedConfig", "RunConfig", "difference", "dump", "load_config", "show"]
+
+REGISTRIES: Mapping[str, Registry[Any]] = {
+    each.section: each for each in (models, data_sources, objectives, optimizers, schedules, strategies)
+}
+
+
+def _default(registry: Registry[Any]) -> Any:
+    return registry[registry.default].model_validate({})
+
+
+class RunConfig(Config):
+    """Everything that decides a run, validated. :func:`load_config` makes one from a file; so does the constructor."""
+
+    imports: tuple[str, ...] = ()
+    """Modules to import first, such as "my_package.optimizers": what they register can be used by its name."""
+    model: SerializeAsAny[ModelConfig] = Field(default_factory=lambda: _default(models))
+    """What is trained."""
+    data: SerializeAsAny[DataConfig] = Field(default_factory=lambda: _default(data_sources))
+    """What it is trained on."""
+    objective: SerializeAsAny[ObjectiveConfig] = Field(default_factory=lambda: _default(objectives))
+    """What is minimised."""
+    optimizer: SerializeAsAny[OptimizerConfig] = Field(default_factory=lambda: _default(optimizers))
+    """How a gradient becomes a step."""
+    schedule: SerializeAsAny[ScheduleConfig] = Field(default_factory=lambda: _default(schedules))
+    """How the learning rate changes over the run."""
+    strategy: SerializeAsAny[StrategyConfig] = Field(default_factory=lambda: _default(strategies))
+    """What the workers exchange, and when."""
+    training: TrainingConfig = TrainingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    recording: RecordingConfig = RecordingConfig()
+    run: RunFolderConfig = RunFolderConfig()
+    launch: LaunchConfig = LaunchConfig()
+
+    @field_validator("run")
+    @classmethod
+    def _resuming_finds_the_run(cls, value: RunFolderConfig, info: ValidationInfo) -> RunFolderConfig:
+        training = info.data.get("training")
+        if training is not None and training.resume == "auto" and value.directory is None:
+            raise ValueError("directory is needed for training.resume=auto; without one, every run gets a new folder")
+        return value
+
+    def check_world(self, world_size: int) -> None:
+        """Check what depends on the number of workers.
+
+        Raises:
+            ConfigError: unless the batch can be divided equally among ``world_size`` workers.
+        """
+        batch_size, passes = self.training.batch_size, self.training.gradient_accumulation
+        share = world_size * passes
+        if batch_size % share:
+            below, above = batch_size // share * share, math.ceil(batch_size / share) * share
+            nearest = f"{below} or {above}" if below else f"{above}"
+            raise ConfigError(
+                [
+                    f"training.batch_size: must be a multiple of {share}, {world_size} workers × "
+                    f"training.gradient_accumulation={passes}, such as {nearest} (got {batch_size})"
+                ]
+            )
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A config, and what its loading is worth telling about."""
+
+    config: RunConfig
+    origins: Mapping[str, str]
+    """Of every value by its dotted key: "default", "command line", or file and line such as "quickstart.yaml:7"."""
+    notices: tuple[str, ...]
+    """What was adjusted: to be printed."""
+    path: Path
+    """The file."""
+
+    def sets(self, section: str) -> bool:
+        """Whether the file or the command line gives any value in ``section``."""
+        keys = [key for key, origin in self.origins.items() if origin != str(DEFAULT)]
+        return any(key == section or key.startswith(f"{section}.") for key in keys)
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Read a YAML file, apply ``overrides`` such as ``optimizer.lr=3e-4``, and validate the result.
+
+    The working directory and the file's own are added to the end of ``sys.path``, for the user's own modules.
+
+    Raises:
+        ConfigError: with every mistake that was found.
+    """
+    settings = read_file(path)
+    apply_overrides(settings, overrides, {section: registry.default for section, registry in REGISTRIES.items()})
+    _import_modules(settings, Path(path))
+    _complete(settings, Path(path))
+    config = _validate(settings)
+    return LoadedConfig(config, _origins(settings, config), tuple(settings.notices), Path(path))
+
+
+def show(loaded: LoadedConfig) -> str:
+    """The config as YAML, with the origin of each value as a comment; it loads again as the same config."""
+    return write_yaml(_tree(loaded.config), lambda path: loaded.origins[dotted(path)])
+
+
+def dump(config: RunConfig) -> str:
+    """The config as YAML, every value written out; it loads again as the same config."""
+    return write_yaml(_tree(config))
+
+
+def difference(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Dotted key, old and new value of everything that differs; None stands for a key that only the other has."""
+    before, after = dict(leaves(_tree(old))), dict(leaves(_tree(new)))
+    paths = dict.fromkeys([*before, *after])
+    pairs = [(dotted(path), before.get(path), after.get(path)) for path in paths]
+    return [(key, was, becomes) for key, was, becomes in pairs if was != becomes]
+
+
+def _tree(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def _import_modules(settings: Settings, file: Path) -> None:
+    """Import what the config names; a failure ends loading, for without the module other names look like mistakes."""
+    sys.path += [each for each in dict.fromkeys([os.getcwd(), str(file.absolute().parent)]) if each not in sys.path]
+    importlib.invalidate_caches()
+    names = settings.tree.get("imports")
+    failures = 0
+    for index, name in enumerate(names if isinstance(names, list) else []):
+        try:
+            importlib.import_module(str(name))
+        except (Exception, SystemExit) as error:  # a user's module may do anything while it is imported
+            reason = " ".join(str(error).split())
+            settings.complain(("imports", index), f"{name} cannot be imported: {type(error).__name__}: {reason}")
+            failures += 1
+    if failures:
+        raise _error(settings)
+
+
+def _complete(settings: Settings, file: Path) -> None:
+    """Fill in every component's name, and the run's; a section of which all keys are commented out is an empty one."""
+    for section in RunConfig.model_fields.keys() - {"imports"}:
+        if settings.tree.get(section) is None:
+            settings.tree[section] = {}
+    names = {section: registry.default for section, registry in REGISTRIES.items()}
+    for section, name in (names | {"run": _safe_name(file)}).items():
+        written = settings.tree[section]
+        if isinstance(written, dict) and written.get("name") is None:
+            written["name"] = name
+            settings.origins[section, "name"] = DEFAULT
+
+
+def _safe_name(file: Path) -> str:
+    """The file's name without suffix and without what would be unwise in the name of a folder."""
+    return re.sub("[^A-Za-z0-9._-]+", "-", file.stem).strip("-._")[:100] or "run"
+
+
+def _validate(settings: Settings) -> RunConfig:
+    """The config, or every mistake in it; what has a problem already is not reported a second time."""
+    model = _loadable_class(
+        tuple(tuple(registry[name] for name in registry.names()) for registry in REGISTRIES.values())
+    )
+    try:
+        draft = model.model_validate_json(json.dumps(settings.tree))
+    except ValidationError as error:
+        known = {problem.path for problem in settings.problems}
+        for path, message in explain(error.errors(), settings.tree, model):
+            if path not in known and () not in known:  # (): the whole file cannot be read
+                settings.complain(path, message)
+    if settings.problems:
+        raise _error(settings)
+    return RunConfig(**{name: getattr(draft, name) for name in RunConfig.model_fields})
+
+
+@functools.lru_cache(maxsize=8)
+def _loadable_class(contents: tuple[tuple[type, ...], ...]) -> type[RunConfig]:
+    """:class:`RunConfig` with each component one of the registered classes; these are the cache's key."""
+    components: dict[str, Any] = {section: (registry.union(), ...) for section, registry in REGISTRIES.items()}
+    return create_model("LoadableRunConfig", __base__=RunConfig, **components)
+
+
+def _error(settings: Settings) -> ConfigError:
+    """Every problem, in the order of the file's lines; the command line's last."""
+    return ConfigError(
+        map(str, sorted(settings.problems, key=lambda each: (each.origin == COMMAND_LINE, each.origin.line or 0)))
+    )
+
+
+def _origins(settings: Settings, config: RunConfig) -> dict[str, str]:
+    """Where each value of the config was written, the file without its directories."""
+    origins = {path: settings.origin(path) if settings.has(path) else DEFAULT for path, _ in leaves(_tree(config))}
+    return {dotted(path): str(origin._replace(source=Path(origin.source).name)) for path, origin in origins.items()}

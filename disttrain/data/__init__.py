@@ -1,0 +1,21 @@
+"""What is learned from. Every source is one file beside this one and one import below."""
+
+from disttrain.data.base import Corpus, DataConfig, Dataset, TokenDataset, data_sources
+from disttrain.data.order import EpochOrder, microbatches, share
+from disttrain.data.python_source import PythonSourceConfig
+from disttrain.data.random_tokens import RandomTokensConfig
+from disttrain.data.text import TextConfig
+
+__all__ = [
+    "Corpus",
+    "DataConfig",
+    "Dataset",
+    "EpochOrder",
+    "PythonSourceConfig",
+    "RandomTokensConfig",
+    "TextConfig",
+    "TokenDataset",
+    "data_sources",
+    "microbatches",
+    "share",
+]

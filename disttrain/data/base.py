@@ -1,0 +1,145 @@
+"""The seam of the data: a corpus is two sets of sequences, and a source's config knows how to load one.
+
+Every worker loads the same corpus; which sequences it trains on, and when, is `order.py`'s business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from disttrain.component import ComponentConfig, Registry
+
+Tokens: TypeAlias = NDArray[np.unsignedinteger[Any]]
+Unit: TypeAlias = Literal["byte", "token"]
+
+
+class Dataset(Protocol):
+    """Sequences of one length T, found by their index."""
+
+    def __len__(self) -> int:
+        """The number of sequences."""
+        ...
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The sequences at int64 ``[B]``: inputs int64 ``[B, T]``, and the token after each, int64 ``[B, T]``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TokenDataset:
+    """Windows of a flat array of tokens: sequence i is ``tokens[i·T : i·T + T + 1]``, so each token is predicted once.
+
+    Args:
+        tokens: uint8, uint16 or uint32 ``[n]``, in memory or a memory map, which is read a batch at a time.
+        sequence_length: T, in tokens.
+        name: what errors call these tokens.
+
+    Raises:
+        TypeError: if the tokens are of another type or shape.
+        ValueError: if there are fewer than T + 1 of them.
+    """
+
+    tokens: Tokens
+    sequence_length: int
+    name: str = "the data"
+
+    def __post_init__(self) -> None:
+        dtype, shape, length = self.tokens.dtype, self.tokens.shape, self.sequence_length
+        if dtype not in (np.uint8, np.uint16, np.uint32) or len(shape) != 1:
+            raise TypeError(f"tokens must be uint8, uint16 or uint32 [n], got {dtype} {list(shape)}")
+        if shape[0] <= length:
+            raise ValueError(f"{self.name}: {shape[0]} tokens, but data.sequence_length={length} needs {length + 1}")
+
+    def __len__(self) -> int:
+        return (len(self.tokens) - 1) // self.sequence_length
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, each int64 ``[B, T]``; IndexError for an index that is no sequence's."""
+        check_indices(indices, len(self))
+        starts = indices.numpy()[:, None] * self.sequence_length
+        windows = torch.from_numpy(self.tokens[starts + np.arange(self.sequence_length + 1)].astype(np.int64))
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+def check_indices(indices: Tensor, num_sequences: int) -> None:
+    """Raise IndexError unless all are in ``range(num_sequences)``: numpy would count a negative one from the end."""
+    wrong = indices[(indices < 0) | (indices >= num_sequences)]
+    if wrong.numel():
+        raise IndexError(f"sequences are numbered 0 to {num_sequences - 1}, got {wrong.tolist()}")
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """What a source loaded: sequences to train on, others to validate on, and what to say about them.
+
+    Args:
+        train: the training sequences.
+        validation: sequences that are never trained on.
+        vocabulary_size: every token is below it.
+        unit: what a token is.
+        description: a line for the start of the run.
+        fingerprint: a SHA-256 in hex; workers that agree on it hold the same tokens.
+    """
+
+    train: Dataset
+    validation: Dataset
+    vocabulary_size: int
+    unit: Unit
+    description: str
+    fingerprint: str
+
+
+def corpus_of(
+    train: Tokens, validation: Tokens, *, sequence_length: int, vocabulary_size: int, unit: Unit, description: str
+) -> Corpus:
+    """The corpus of two flat arrays of tokens ``[n]``; their sizes are added to ``description``.
+
+    Raises:
+        ValueError: if one of them is too short for a sequence.
+    """
+    return Corpus(
+        train=TokenDataset(train, sequence_length, "the training data"),
+        validation=TokenDataset(validation, sequence_length, "the validation data"),
+        vocabulary_size=vocabulary_size,
+        unit=unit,
+        description=f"{description}: {train.size:,} {unit}s to train on, {validation.size:,} to validate on",
+        fingerprint=fingerprint(train, validation),
+    )
+
+
+def fingerprint(*arrays: Tokens) -> str:
+    """SHA-256, in hex, of the arrays' types, lengths and tokens."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}[{array.size}]".encode())  # so that moving a token over a boundary shows
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+class DataConfig(ComponentConfig):
+    """Base of all data sources' configs."""
+
+    sequence_length: int = Field(128, gt=0)
+    """Tokens per sequence (bytes, where tokens are bytes)."""
+
+    def check(self) -> None:
+        """Raise ValueError for what is wrong and can be seen without loading, such as a missing file."""
+
+    def build(self, seed: int) -> Corpus:
+        """Load the corpus; ``seed`` is used by synthetic sources only.
+
+        Raises:
+            ValueError: if the files cannot be used, with the file and the reason.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define build()")
+
+
+data_sources: Registry[DataConfig] = Registry("data", default="python_source")

@@ -1,0 +1,126 @@
+"""Text files of one's own, as bytes or through a trained tokenizer.
+
+Nothing is cached or downloaded: each worker reads and encodes all files when it starts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from disttrain.data.base import Corpus, DataConfig, Tokens, corpus_of, data_sources
+from disttrain.data.documents import Document, find_documents, split_documents
+from disttrain.data.encoders import ByteEncoder, Encoder, TokenizerEncoder, encode_documents
+
+BYTES = "bytes"
+DEFAULT_VALIDATION_RATIO = 0.05
+
+Suffix = Annotated[str, Field(pattern=r"^\.")]
+
+
+@data_sources.register
+class TextConfig(DataConfig):
+    """Files and folders of text; relative paths start at the working directory."""
+
+    name: Literal["text"] = "text"
+
+    paths: list[str] = Field(min_length=1)
+    """Files, and folders to search; hidden files and folders below these are left out."""
+
+    suffixes: list[Suffix] = Field(default=[".md", ".rst", ".txt"], min_length=1)
+    """What is taken from a folder; a file named in paths is always taken."""
+
+    tokenizer: str = BYTES
+    """Either "bytes" or the path of a tokenizer.json of the library `tokenizers`."""
+
+    separator: str | None = None
+    """Put after each document; null: a zero byte, or the token with which the tokenizer ends a text, if it has one."""
+
+    validation_paths: list[str] = Field(default=[])
+    """What to validate on; it is never trained on, even if it lies below one of paths. Empty: a share of paths."""
+
+    validation_ratio: float = Field(DEFAULT_VALIDATION_RATIO, gt=0, lt=1)
+    """Without validation_paths: the share of the files, chosen by a hash of their names; of a single file, its end."""
+
+    @model_validator(mode="after")
+    def _refuse_a_ratio_that_would_be_ignored(self) -> TextConfig:
+        if self.validation_paths and self.validation_ratio != DEFAULT_VALIDATION_RATIO:
+            raise ValueError("set validation_ratio or validation_paths, not both")
+        return self
+
+    def check(self) -> None:
+        """Raise ValueError if a path is missing, holds no such files, or the tokenizer's file is missing."""
+        self._documents()
+        self._tokenizer_path()
+
+    def build(self, seed: int) -> Corpus:
+        """Read and encode the files; the same for every seed."""
+        training, validation = self._documents()
+        encoder = self._encoder()
+        train, validate = self._encode(encoder, training, validation)
+        return corpus_of(
+            train,
+            validate,
+            sequence_length=self.sequence_length,
+            vocabulary_size=encoder.vocabulary_size,
+            unit=encoder.unit,
+            description=self._describe([*training, *validation]),
+        )
+
+    def _documents(self) -> tuple[list[Document], list[Document]]:
+        """What to train on, and what to validate on: nothing if a single file is to be cut in two."""
+        validation = self._find("validation_paths", self.validation_paths)
+        held_out = {each.path.resolve() for each in validation}
+        training = [each for each in self._find("paths", self.paths) if each.path.resolve() not in held_out]
+        if not training:
+            raise ValueError("data.paths: nothing is left to train on, for all its files are in data.validation_paths")
+        if validation or len(training) == 1:
+            return training, validation
+        return split_documents(training, self.validation_ratio)
+
+    def _find(self, key: str, paths: list[str]) -> list[Document]:
+        """The files that ``paths`` name, each once, in the order of ``paths``."""
+        places = [Path(path).expanduser() for path in paths]
+        if missing := [str(place) for place in places if not place.exists()]:
+            raise ValueError(f"data.{key}: no such file or folder: {', '.join(missing)} (looked in {Path.cwd()})")
+        unique: dict[Path, Document] = {}
+        for document in (each for place in places for each in _documents_at(place, self.suffixes)):
+            unique.setdefault(document.path.resolve(), document)
+        if paths and not unique:
+            raise ValueError(f"data.{key}: no file ends in {', '.join(self.suffixes)} (data.suffixes) in {paths}")
+        return list(unique.values())
+
+    def _tokenizer_path(self) -> Path | None:
+        """The tokenizer's file; None where tokens are bytes."""
+        if self.tokenizer == BYTES:
+            return None
+        path = Path(self.tokenizer).expanduser()
+        if not path.is_file():
+            allowed = f'"{BYTES}" or the path of a tokenizer.json; nothing is downloaded'
+            raise ValueError(f"data.tokenizer={self.tokenizer}: no such file (allowed: {allowed})")
+        return path
+
+    def _encoder(self) -> Encoder:
+        path = self._tokenizer_path()
+        return ByteEncoder(self.separator) if path is None else TokenizerEncoder(path, self.separator)
+
+    def _encode(self, encoder: Encoder, training: list[Document], validation: list[Document]) -> tuple[Tokens, Tokens]:
+        tokens = encode_documents(training, encoder)
+        if validation:
+            return tokens, encode_documents(validation, encoder)
+        cut = len(tokens) - max(1, round(len(tokens) * self.validation_ratio))
+        return tokens[:cut], tokens[cut:]
+
+    def _describe(self, documents: list[Document]) -> str:
+        num_bytes = sum(each.path.stat().st_size for each in documents)
+        encoding = "" if self.tokenizer == BYTES else f", encoded by {self.tokenizer}"
+        files = "1 file" if len(documents) == 1 else f"{len(documents)} files"
+        return f"{files} of {num_bytes:,} bytes in {', '.join(self.paths)}{encoding}"
+
+
+def _documents_at(place: Path, suffixes: list[str]) -> list[Document]:
+    if place.is_dir():
+        return find_documents(place, [suffix.lower() for suffix in suffixes], skip=lambda name: name.startswith("."))
+    return [Document(place.name, place)]

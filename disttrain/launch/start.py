@@ -1,0 +1,67 @@
+"""From a rank to a world: threads, device, network interface, process group."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from disttrain.component import UserError
+from disttrain.launch.rank_info import RankInfo
+from disttrain.worlds import TorchWorld
+
+
+def start_threads(threads: int | None, local_world_size: int) -> int:
+    """Give torch ``threads`` CPU threads, by default this worker's share of the cores; returns their number."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, cores // local_world_size))
+    return torch.get_num_threads()
+
+
+def choose_device(device: str, local_rank: int) -> torch.device:
+    """The device of this worker: CUDA device ``local_rank`` where there is one, unless the CPU is asked for.
+
+    Raises:
+        UserError: if CUDA is asked for and this worker has no device.
+    """
+    available = torch.cuda.device_count()
+    if device == "cpu" or (device == "auto" and local_rank >= available):
+        return torch.device("cpu")
+    if local_rank >= available:
+        raise UserError(f"launch.device=cuda, but worker {local_rank} of this host has no device ({available} visible)")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def start_world(info: RankInfo, device: torch.device, backend: str, interface: str | None, timeout_seconds: float) -> TorchWorld:
+    """Meet the other workers; a process group that exists already (Ray Train, a user's own script) is taken as it is.
+
+    Raises:
+        UserError: if the interface does not exist, or the backend cannot serve the device.
+    """
+    if dist.is_initialized():
+        return TorchWorld()
+    backend = {"auto": "nccl" if device.type == "cuda" else "gloo"}.get(backend, backend)
+    if backend == "nccl" and device.type != "cuda":
+        raise UserError(f"launch.backend=nccl needs a GPU for every worker, and this one is on {device}: use gloo")
+    if interface is not None:
+        _use_interface(interface)
+    alone = dist.HashStore() if info.launcher == "none" else None
+    dist.init_process_group(
+        backend,
+        store=alone,
+        rank=info.rank if alone else -1,
+        world_size=info.world_size if alone else -1,
+        timeout=timedelta(seconds=timeout_seconds),
+    )
+    return TorchWorld()
+
+
+def _use_interface(interface: str) -> None:
+    names = [name for _, name in socket.if_nameindex()]
+    if interface not in names:
+        raise UserError(f"launch.interface={interface} does not exist here; there are: {', '.join(names)}")
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface

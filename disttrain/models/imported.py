@@ -1,0 +1,76 @@
+"""Any model that Python can import: a class or function, the user's own or another package's, by its path."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from torch import nn
+
+from disttrain.component import UserError
+from disttrain.import_path import resolve
+from disttrain.models.base import ModelConfig, models
+
+FROM_DATA = ("vocabulary_size", "sequence_length")
+
+
+@models.register
+class ImportedConfig(ModelConfig):
+    """The module that ``target`` returns, called with ``arguments``.
+
+    Parameters of the target named ``vocabulary_size`` and ``sequence_length`` are filled in from the data unless
+    ``arguments`` gives them.
+    """
+
+    name: Literal["import"] = "import"
+    target: str
+    """What makes the model: "package.module:callable", a class or a function."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Its arguments, by name."""
+
+    @field_validator("target")
+    @classmethod
+    def _target_is_callable(cls, target: str) -> str:
+        found = resolve(target)
+        if not callable(found):
+            raise ValueError(f"{target!r} is a {type(found).__name__}; it must be a class or function that makes a model")
+        return target
+
+    @model_validator(mode="after")
+    def _arguments_are_accepted(self) -> Self:
+        try:
+            signature = inspect.signature(resolve(self.target))
+        except ValueError:
+            return self  # a few callables written in C do not tell what they take
+        try:
+            signature.bind(**_filled_in(self.arguments, signature.parameters, dict.fromkeys(FROM_DATA, 1)))
+        except TypeError as error:
+            raise ValueError(f"arguments do not fit {self.target}: {error}; it takes {signature}") from error
+        return self
+
+    def build(self, vocabulary_size: int, sequence_length: int) -> nn.Module:
+        """The module, as the target made it.
+
+        Raises:
+            UserError: if the target made something else.
+        """
+        make: Callable[..., Any] = resolve(self.target)
+        sizes = dict(zip(FROM_DATA, (vocabulary_size, sequence_length), strict=True))
+        module = make(**_filled_in(self.arguments, _parameters(make), sizes))
+        if not isinstance(module, nn.Module):
+            raise UserError(f"model.target={self.target} returned a {type(module).__name__}, not a torch.nn.Module")
+        return module
+
+
+def _filled_in(arguments: dict[str, Any], accepted: Mapping[str, object], sizes: dict[str, int]) -> dict[str, Any]:
+    """The arguments, after those ``sizes`` that the target has a parameter for."""
+    return {name: size for name, size in sizes.items() if name in accepted} | arguments
+
+
+def _parameters(make: Callable[..., Any]) -> Mapping[str, object]:
+    try:
+        return inspect.signature(make).parameters
+    except ValueError:
+        return {}

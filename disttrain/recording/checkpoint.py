@@ -1,0 +1,237 @@
+"""Checkpoints that are whole or not there: safetensors shards and a JSON manifest with every file's size and SHA-256.
+
+A checkpoint is written beside its final place and renamed into it when every file is on disk. Workers that share the folder
+meet in it, not over the network, so a strategy without communication can save too; hosts with a folder of their own hold a
+checkpoint each. Nothing is ever unpickled.
+
+::
+
+    step_00000100/  shared.safetensors          what is equal on all workers
+                    rank00000.safetensors …     what is each worker's own
+                    manifest.json               step, config, world size, sizes and SHA-256 of the files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+FORMAT = 1
+MANIFEST, SHARED = "manifest.json", "shared.safetensors"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or is damaged; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Tensors and JSON-able facts: what all workers share, and what is this worker's own."""
+
+    shared: dict[str, Tensor]
+    local: dict[str, Tensor]
+    shared_facts: dict[str, Any]
+    local_facts: dict[str, Any]
+
+
+def rank_file(rank: int) -> str:
+    """Where worker ``rank`` keeps what is its own."""
+    return f"rank{rank:05d}.safetensors"
+
+
+class CheckpointStore:
+    """The checkpoints of a run, as one worker sees them.
+
+    Args:
+        directory: the run folder's ``checkpoints``.
+        rank: this worker.
+        members: the workers that share the folder; the first of them leads: it writes what is shared, and the manifest.
+        token: equal on all workers and different in every start of the run, so that a crashed start's leftovers are no one's.
+        keep: how many checkpoints stay.
+        patience_seconds: how long the leader waits for the other members' files.
+    """
+
+    def __init__(
+        self, directory: Path, rank: int, members: list[int], token: str, keep: int = 2, patience_seconds: float = 60.0
+    ) -> None:
+        self.directory, self.rank, self.members, self.token = directory, rank, members, token
+        self.keep, self.patience_seconds = keep, patience_seconds
+        self.leads = rank == members[0]
+
+    def save(self, step: int, snapshot: Snapshot) -> None:
+        """Write this worker's part; the leader returns when the checkpoint is whole and under its final name.
+
+        Raises:
+            CheckpointError: if a file cannot be written; older checkpoints stay as they are.
+        """
+        partial = self.directory / f"{_folder(step)}.partial-{self.token}"
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            self._write_own(partial, snapshot)
+            if self.leads:
+                self._complete(partial, step, snapshot)
+                self._prune()
+        except OSError as error:
+            self._give_up(partial, error)
+            raise CheckpointError(f"checkpoint of step {step} not saved: {error.strerror or error} ({error.filename})") from None
+
+    def steps(self) -> list[int]:
+        """Steps of all complete-looking checkpoints, the newest first."""
+        names = [path.name for path in self.directory.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
+        return sorted((int(name.removeprefix("step_")) for name in names), reverse=True)
+
+    def fault(self, step: int) -> str | None:
+        """What is wrong with a checkpoint, naming the file; None if it verifies.
+
+        The leader checks every file in its folder, the others those they load.
+        """
+        try:
+            files = self._manifest(step)["files"]
+            mine = {SHARED, rank_file(self.rank), rank_file(self.members[0])}
+            for name in sorted(files) if self.leads else sorted(mine & set(files)):
+                _verify(self._path(step) / name, files[name])
+        except CheckpointError as error:
+            return str(error)
+        except (KeyError, TypeError):
+            return f"{self._path(step) / MANIFEST} is no manifest of a checkpoint"
+        return None
+
+    def load(self, step: int) -> Snapshot:
+        """Read a verified checkpoint; a worker that the saved run did not have gets the first worker's ``local``.
+
+        Raises:
+            CheckpointError: if a file is unreadable.
+        """
+        facts = self._manifest(step)["facts"]
+        shared, _ = _read(self._path(step) / SHARED)
+        own = self._path(step) / rank_file(self.rank)
+        local, local_facts = _read(own if own.exists() else self._path(step) / rank_file(self.members[0]))
+        return Snapshot(shared, local, facts, local_facts)
+
+    def forget_leftovers(self) -> None:
+        """Remove what a crash in the middle of saving left behind; the leader calls it before anybody saves."""
+        for path in self.directory.glob("step_*.partial-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _path(self, step: int) -> Path:
+        return self.directory / _folder(step)
+
+    def _write_own(self, partial: Path, snapshot: Snapshot) -> None:
+        entry = _write(partial / rank_file(self.rank), snapshot.local, snapshot.local_facts)
+        _write_text(partial / f"rank{self.rank:05d}.json", json.dumps(entry))
+
+    def _complete(self, partial: Path, step: int, snapshot: Snapshot) -> None:
+        files = {SHARED: _write(partial / SHARED, snapshot.shared, {})}
+        for rank in self.members:
+            note = self._await_member(partial, rank)
+            files[rank_file(rank)] = json.loads(note.read_text())
+            note.unlink()
+        manifest = {"format": FORMAT, "step": step, "facts": snapshot.shared_facts, "files": files}
+        _write_text(partial / MANIFEST, json.dumps(manifest, indent=1))
+        _sync(partial)
+        final = self._path(step)
+        if final.exists():  # the run went back beyond it: it was damaged, or is a state that was trained again
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync(self.directory)
+
+    def _await_member(self, partial: Path, rank: int) -> Path:
+        note, deadline = partial / f"rank{rank:05d}.json", time.monotonic() + self.patience_seconds
+        while not note.exists():
+            if (partial / f"rank{rank:05d}.failed").exists() or time.monotonic() > deadline:
+                raise OSError(0, f"worker {rank} has not written its part", str(partial / rank_file(rank)))
+            time.sleep(0.005)
+        return note
+
+    def _give_up(self, partial: Path, error: OSError) -> None:
+        if self.leads:
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            (partial / rank_file(self.rank)).unlink(missing_ok=True)  # a full disk needs the room for the note
+            try:
+                (partial / f"rank{self.rank:05d}.failed").write_text(str(error))
+            except OSError:
+                return  # the leader's patience ends the wait
+
+    def _prune(self) -> None:
+        for step in self.steps()[self.keep :]:
+            shutil.rmtree(self._path(step), ignore_errors=True)
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        path = self._path(step) / MANIFEST
+        try:
+            manifest = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} is unreadable: {error}") from None
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is not a manifest of format {FORMAT}")
+        return manifest
+
+
+def _folder(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Any]:
+    """Write a safetensors file through to the disk; returns its manifest entry."""
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(own, metadata={"facts": json.dumps(facts)})
+    _write_bytes(path, data)
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    try:
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # a failed write names no file of itself
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _write_text(path: Path, text: str) -> None:
+    beside = path.with_suffix(".tmp")
+    _write_bytes(beside, text.encode())
+    beside.rename(path)
+
+
+def _sync(directory: Path) -> None:
+    """Make renames inside ``directory`` survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _verify(path: Path, entry: dict[str, Any]) -> None:
+    try:
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise CheckpointError(f"{path} is damaged: {size} bytes instead of {entry['bytes']}")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} is unreadable: {error.strerror}") from None
+    if digest != entry["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the manifest's")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is unreadable: {error}") from None

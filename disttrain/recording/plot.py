@@ -1,0 +1,34 @@
+"""A picture of the loss against steps, and against the bytes that one worker sent for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from disttrain.recording.metrics import read_metrics
+
+
+def plot_loss(metrics: Path, picture: Path, title: str, unit: str) -> None:
+    """Draw ``loss`` and ``validation_loss`` of a ``metrics.jsonl`` into a PNG; nothing is drawn of an empty file."""
+    from matplotlib.figure import Figure  # slow to import, and needed once, at the very end
+
+    records = list(read_metrics(metrics)) if metrics.exists() else []
+    if not records:
+        return
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    _draw(left, records, "step", 1.0)
+    _draw(right, records, "wire_bytes", 1e-6)
+    left.set(xlabel="step", ylabel=f"loss (nats per {unit})")
+    right.set(xlabel="sent per worker (MB)")
+    left.legend()
+    figure.suptitle(title)
+    figure.savefig(picture, dpi=120)
+
+
+def _draw(axes: Any, records: list[dict[str, Any]], key: str, scale: float) -> None:
+    for name, label, style in (("loss", "training", "-"), ("validation_loss", "validation", "o-")):
+        points = [(record[key] * scale, record[name]) for record in records if record.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
+    axes.grid(alpha=0.3)

@@ -1,0 +1,64 @@
+"""Where a run's numbers go: file, screen, tracker and, at the end, summary and plot. Only worker 0 of a run folder writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from disttrain.recording.folder import RunFolder
+from disttrain.recording.metrics import MetricsFile, finite_or_none
+from disttrain.recording.plot import plot_loss
+from disttrain.recording.progress import Display, readable_bytes, readable_seconds
+from disttrain.recording.trackers import WandbTracker
+
+
+class Recorder:
+    """Takes each logged step's record, and the summary.
+
+    Args:
+        folder: the run folder.
+        display: the console.
+        tracker: wandb, or None.
+    """
+
+    def __init__(self, folder: RunFolder, display: Display, tracker: WandbTracker | None) -> None:
+        self._folder, self._display, self._tracker = folder, display, tracker
+        self._metrics = MetricsFile(folder.metrics)
+        self.last: dict[str, Any] = {}
+
+    def forget_after(self, step: int) -> None:
+        """Continue from ``step``: later records will be written again."""
+        self.last = self._metrics.forget_after(step)
+
+    def log(self, record: dict[str, Any], seconds_left: float | None = None) -> None:
+        """One logged step."""
+        self.last = record
+        self._metrics.append(record)
+        self._display.step(record, seconds_left)
+        if self._tracker is not None:
+            self._tracker.log(record)
+
+    def finish(self, summary: dict[str, Any], unit: str) -> None:
+        """The run's end: ``summary.json``, the loss plot, and the result on the screen."""
+        self._display.close()
+        self._folder.write_summary({key: finite_or_none(value) for key, value in summary.items()})
+        plot_loss(self._folder.metrics, self._folder.loss_plot, self._folder.path.name, unit)
+        if self._tracker is not None:
+            self._tracker.finish(summary)
+        for line in summary_lines(summary, unit):
+            self._display.say(line)
+        self._display.say(f"run folder       {self._folder.path}")
+
+
+def summary_lines(summary: dict[str, Any], unit: str) -> list[str]:
+    """What a person wants to know at the end, aligned."""
+    seconds, wire, ddp = summary["seconds"], summary["wire_bytes"], summary["ddp_wire_bytes"]
+    lines = [f"{summary['status']:<16} {summary['steps']} steps, {summary['tokens']:,} tokens in {readable_seconds(seconds)}"]
+    if summary["validation_loss"] is not None:
+        lines.append(f"validation loss  {summary['validation_loss']:.4f} nats per {unit}")
+    if seconds and summary["tokens"]:
+        lines.append(f"speed            {summary['tokens'] / seconds:,.0f} tokens/s")
+    saved = f", {1 - wire / ddp:.1%} less than torch DDP's {readable_bytes(ddp)}" if ddp > wire else ""
+    lines.append(f"sent per worker  {readable_bytes(wire)}{saved}")
+    if summary["exposed_seconds"] is not None and seconds:
+        lines.append(f"exposed          {summary['exposed_seconds'] / seconds:.1%} of the time went into waiting for the network")
+    return lines

@@ -1,0 +1,181 @@
+"""The user's door: a run from a config, around our loop or the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from disttrain.component import UserError
+from disttrain.config import LoadedConfig, dump, load_config
+from disttrain.data import EpochOrder, share
+from disttrain.launch.rank_info import RankInfo
+from disttrain.launch.shutdown import StopRequest
+from disttrain.launch.start import choose_device, start_threads, start_world
+from disttrain.recording.folder import unused_directory
+from disttrain.strategies.attach import PreparedModule, StrategyOptimizer
+from disttrain.training.meeting import meet
+from disttrain.training.session import Session
+
+
+def start_session(loaded: LoadedConfig, info: RankInfo, stop_request: StopRequest) -> Session:
+    """Bring this worker together with the others.
+
+    Raises:
+        UserError: for what is wrong with config, machine or run folder; on every worker alike.
+    """
+    config = loaded.config
+    config.check_world(info.world_size)
+    if info.max_restarts and config.run.directory is None:
+        raise UserError("restarts continue the run in its folder, so they need one: set run.directory")
+    launch = config.launch
+    start_threads(launch.threads, info.local_world_size)
+    device = choose_device(launch.device, info.local_rank)
+    world = start_world(info, device, launch.backend, launch.interface, launch.timeout)
+    directory = Path(config.run.directory or "")
+    if config.run.directory is None and info.rank == 0:
+        directory = unused_directory(config.run.name or loaded.path.stem)
+    identity = {
+        "config": hashlib.sha256(dump(config).encode()).hexdigest()[:16],
+        "torch": torch.__version__,
+        "disttrain": version("disttrain"),
+    }
+    resume = config.training.resume == "auto" or info.restarts > 0
+    if resume != (config.training.resume == "auto"):
+        config = config.model_copy(update={"training": config.training.model_copy(update={"resume": "auto"})})
+    meeting = meet(world, device, directory, identity, resume)
+    return Session(config, world, device, meeting, stop_request)
+
+
+class Run:
+    """A run around the user's own module, data and loop.
+
+    ::
+
+        run = disttrain.Run.from_config("configs/your_own_script.yaml")
+        model, optimizer = run.prepare(MyModel())
+        run.resume()
+        for inputs, targets in run.shard(dataset):
+            loss = F.cross_entropy(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            run.record(loss=loss.detach())
+            if run.should_stop:
+                break
+        model = run.finish()
+    """
+
+    def __init__(self, session: Session, loaded: LoadedConfig) -> None:
+        self._session, self._loaded = session, loaded
+
+    @classmethod
+    def from_config(cls, path: str | Path, overrides: Sequence[str] = ()) -> Run:
+        """Read a config, meet the other workers (those that torchrun started with this one) and open the run folder.
+
+        Args:
+            path: a YAML file; its ``model``, ``data`` and ``objective`` are the caller's business and must not be in it.
+            overrides: ``a.b=c``, as on the command line.
+
+        Raises:
+            UserError: naming everything that is wrong.
+        """
+        loaded = load_config(path, overrides)
+        for section in ("model", "data", "objective"):
+            if loaded.sets(section):
+                raise UserError(f"{path} sets {section}, which a script with its own loop would ignore: remove it")
+        if loaded.config.training.gradient_accumulation != 1:
+            raise UserError("a script with its own loop accumulates by itself, in `with model.no_sync()`: "
+                            "remove training.gradient_accumulation")  # fmt: skip
+        stop_request = StopRequest()
+        stop_request.listen()
+        return cls(start_session(loaded, RankInfo.from_environment(), stop_request), loaded)
+
+    def prepare(self, model: nn.Module, optimizer: Optimizer | None = None) -> tuple[PreparedModule, StrategyOptimizer]:
+        """Put the config's strategy around ``model``, and its optimizer (or the one given) behind ``optimizer.step()``.
+
+        Every worker starts from worker 0's weights. The module that comes back is called like ``model``, has ``no_sync()``, and
+        its ``state_dict`` is that of ``model``.
+
+        Raises:
+            UserError: if an optimizer is given and the config sets one too, or the model cannot be trained so.
+        """
+        if optimizer is not None and self._loaded.sets("optimizer"):
+            raise UserError(f"{self._loaded.path} sets optimizer, and prepare() was given one: only one can be used")
+        return self._session.prepare(model, optimizer)
+
+    def resume(self) -> int:
+        """With ``training.resume=auto``, continue from the newest whole checkpoint; returns the step to start from."""
+        return self._session.resume()
+
+    def shard(self, dataset: Dataset[Any], **loader_options: Any) -> DataLoader[Any]:
+        """This worker's part of a map-style dataset, shuffled by ``training.seed``, up to the run's last step.
+
+        Each batch has ``training.batch_size / workers`` samples; together the workers see every sample once in an epoch. Call it
+        after :meth:`resume`: it starts where the run stands, in mid-epoch too.
+
+        Args:
+            dataset: anything with ``__len__`` and ``__getitem__``, the same on all workers.
+            loader_options: for ``torch.utils.data.DataLoader``: ``num_workers``, ``collate_fn`` …
+        """
+        return DataLoader(dataset, batch_sampler=_Batches(self._session, len(dataset)), **loader_options)  # type: ignore[arg-type]
+
+    def record(self, *, loss: Tensor | float, tokens: int = 0, **metrics: float) -> None:
+        """End a step, after ``optimizer.step()``: log, save and find out whether to stop.
+
+        Args:
+            loss: this worker's mean loss; the record has the workers' mean where the strategy communicates.
+            tokens: that this worker trained on in this step; counted for all.
+            metrics: anything else for ``metrics.jsonl``, such as ``validation_loss``.
+        """
+        self._session.record(loss, tokens * self._session.world.size, **metrics)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the last step has been made, or somebody asked the run to stop (it is saved then)."""
+        return self._session.should_stop
+
+    @property
+    def device(self) -> torch.device:
+        """Where this worker computes."""
+        return self._session.device
+
+    def evaluating(self) -> AbstractContextManager[nn.Module]:
+        """Inside it, the model holds what the strategy would export now, in evaluation mode and without gradients."""
+        return self._session.evaluating()
+
+    def finish(self, batches: Iterator[Any] | None = None, **metrics: float) -> nn.Module:
+        """End the run: merge, write weights, metrics and summary. Returns the module, ready to save.
+
+        Args:
+            batches: training inputs, for ``strategy.buffers=recalibrate``.
+            metrics: for the last record, such as ``validation_loss``.
+        """
+        module = self._session.merge(batches)
+        self._session.close(**metrics)
+        return module
+
+
+class _Batches:
+    """Indices of this worker's batches, from the current step to the last: a batch sampler."""
+
+    def __init__(self, session: Session, num_samples: int) -> None:
+        self._session = session
+        self._order = EpochOrder(num_samples, session.config.training.seed)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        session, training = self._session, self._session.config.training
+        for step in range(session.step, training.steps):
+            indices = self._order.batch_indices(step, training.batch_size)
+            yield share(indices, session.world.rank, session.world.size).tolist()
+
+    def __len__(self) -> int:
+        return self._session.config.training.steps - self._session.step

@@ -1,0 +1,279 @@
+"""A strategy around a real module and a real optimizer: the only file that knows DDP.
+
+The module is wrapped in torch DDP if the strategy reduces gradients, with the strategy in DDP's communication hook; if it does
+not, DDP would only copy, so the module runs bare. The optimizer is wrapped so that the user's own ``optimizer.step()`` drives
+schedule, clipping and strategy.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from disttrain.parameters import FlatParameters, sha256_of
+from disttrain.strategies.base import Strategy
+from disttrain.worlds.torch_world import TorchWorld
+
+
+class PreparedModule(nn.Module):
+    """The user's module as its strategy runs it: called the same way, with ``no_sync()`` and an un-prefixed ``state_dict``.
+
+    Attributes:
+        module: the user's module.
+    """
+
+    def __init__(self, module: nn.Module, ddp: DistributedDataParallel | None) -> None:
+        super().__init__()
+        self.module = module
+        self.__dict__["_ddp"] = ddp  # past nn.Module's registry: the parameters must not appear twice
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The user's forward pass."""
+        runner = self.module if self.__dict__["_ddp"] is None else self.__dict__["_ddp"]
+        return runner(*args, **kwargs)
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Inside it, backward accumulates this worker's own gradients and nothing is exchanged."""
+        ddp = self.__dict__["_ddp"]
+        return nullcontext() if ddp is None else ddp.no_sync()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The user's module's own."""
+        return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Into the user's module."""
+        return self.module.load_state_dict(*args, **kwargs)
+
+    def detach(self) -> nn.Module:
+        """Drop DDP, which must go before the process group does; returns the user's module."""
+        self.__dict__["_ddp"] = None
+        return self.module
+
+
+@dataclass
+class StepCounts:
+    """What has happened in training so far; kept in checkpoints."""
+
+    steps: int = 0
+    """Calls of ``optimizer.step()``."""
+    updates: int = 0
+    """Steps in which the optimizer moved; the schedule counts these."""
+    consecutive_skips: int = 0
+    """Steps skipped since the last update."""
+
+
+class StrategyOptimizer(Optimizer):
+    """An optimizer whose ``step`` drives schedule, clipping and strategy; everything else is the wrapped optimizer's.
+
+    A step whose gradients are not finite changes nothing. Where gradients are averaged, every worker sees the same ones and
+    decides alike, so this needs no exchange.
+
+    Args:
+        optimizer: the wrapped optimizer; its learning rates of now are the schedule's peak.
+        strategy: a strategy that has begun.
+        multiplier: learning rate as a share of the peak at update t = 0, 1, …; None leaves the rates alone.
+        clip_norm: gradients of a larger Euclidean norm are scaled down to it; None: never.
+
+    Attributes:
+        counts: steps and updates so far.
+        gradient_norm: before clipping, of the last step.
+        seconds: spent in the wrapped optimizer's step, in total.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        strategy: Strategy,
+        multiplier: Callable[[int], float] | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        # Not Optimizer.__init__, which would make parameter groups of its own. Hooks go to the step that moves parameters.
+        self._optimizer_step_pre_hooks = optimizer._optimizer_step_pre_hooks
+        self._optimizer_step_post_hooks = optimizer._optimizer_step_post_hooks
+        self.inner, self.strategy, self._multiplier, self._clip_norm = optimizer, strategy, multiplier, clip_norm
+        self._peaks = [group["lr"] for group in optimizer.param_groups]
+        self.counts, self.gradient_norm, self.seconds = StepCounts(), float("nan"), 0.0
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The wrapped optimizer's groups themselves."""
+        return self.inner.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The wrapped optimizer's state itself."""
+        return self.inner.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The wrapped optimizer's defaults."""
+        return self.inner.defaults
+
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimizer's."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Into the wrapped optimizer."""
+        self.inner.load_state_dict(state_dict)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        self.inner.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused: the strategy has laid out the parameters already.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("add parameter groups before prepare(): the strategy has laid out the parameters already")
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of the run; returns the closure's loss, if there is a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.counts.steps += 1
+        self.gradient_norm = self._clip()
+        finite = self.gradient_norm < float("inf")
+        proceed = self.strategy.before_step()
+        if proceed and finite:
+            self._update()
+        else:
+            self.counts.consecutive_skips += 1
+        if proceed:
+            self.strategy.after_step()
+        return loss
+
+    def _update(self) -> None:
+        if self._multiplier is not None:
+            for group, peak in zip(self.param_groups, self._peaks, strict=True):
+                group["lr"] = peak * self._multiplier(self.counts.updates)
+        start = time.perf_counter()
+        self.inner.step()
+        self.seconds += time.perf_counter() - start
+        self.counts.updates += 1
+        self.counts.consecutive_skips = 0
+
+    @torch.no_grad()
+    def _clip(self) -> float:
+        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
+        return float(norm)
+
+
+def attach(module: nn.Module, strategy: Strategy, world: TorchWorld) -> PreparedModule:
+    """Put ``strategy`` around ``module``: the parameters become one vector, worker 0's if they differed, and training may begin.
+
+    The optimizer is wrapped by :class:`StrategyOptimizer`, before or after.
+
+    Raises:
+        ValueError: if the module's trainable parameters cannot form one vector.
+    """
+    flat = FlatParameters(module)
+    start_alike(module, flat, world)
+    strategy.begin(flat.x, flat.layout, world)
+    if not strategy.reduces_gradients:
+        return PreparedModule(module, None)
+    ddp = _ddp(module, strategy, world)
+    ddp.register_comm_hook(None, _Hook(strategy, flat, world).reduce)
+    return PreparedModule(module, ddp)
+
+
+def start_alike(module: nn.Module, flat: FlatParameters, world: TorchWorld) -> None:
+    """Give every worker worker 0's parameters and buffers; 32 bytes each where they are equal already."""
+    state = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    mine = torch.frombuffer(bytearray.fromhex(sha256_of(state)), dtype=torch.uint8)
+    everybody = world.gather(mine.to(flat.x.device)[None])
+    if (everybody == everybody[:, :1]).all():
+        return
+    flat.x.copy_(world.broadcast(flat.x))
+    for tensor in [p.data for p in module.parameters() if not p.requires_grad] + list(module.buffers()):
+        tensor.copy_(world.broadcast(tensor[None])[0])
+
+
+def _ddp(module: nn.Module, strategy: Strategy, world: TorchWorld) -> DistributedDataParallel:
+    # Without this, DDP would overwrite every worker's buffers by worker 0's in every forward, unasked and uncounted.
+    no_buffers = "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+    device = next(p.device for p in module.parameters() if p.requires_grad)
+    return DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        process_group=world.group,
+        init_sync=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=strategy.find_unused_parameters,
+        **{no_buffers: False},
+    )
+
+
+class _Hook:
+    """DDP's communication hook: called in backward with each bucket of gradients, in the same order on every worker.
+
+    Exposed communication is the time from the last bucket's call, when this worker has nothing left to compute, to the moment
+    at which the last mean has arrived.
+    """
+
+    def __init__(self, strategy: Strategy, flat: FlatParameters, world: TorchWorld) -> None:
+        self._strategy, self._world = strategy, world
+        self._units = {id(flat.parameters[unit.name]): unit for unit in flat.layout.units}
+        self._last_called: float | None = None  # None while backward has buckets to fill
+        self._exposed = 0.0
+
+    # DDP insists on the name `bucket`, and keys nothing by its index: buckets are rebuilt after the first backward.
+    def reduce(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        self._last_called = time.perf_counter() if bucket.is_last() else None
+        self._exposed = 0.0
+        future = self._start_dense(bucket) if self._strategy.reducer else self._reduce_units(bucket)
+        return future.then(self._land)
+
+    def _land(self, future: torch.futures.Future[Tensor]) -> Tensor:
+        if self._last_called is not None:  # counted up to here already: what earlier buckets were late by
+            waited = time.perf_counter() - self._last_called
+            self._world.traffic.exposed_seconds += waited - self._exposed
+            self._exposed = waited
+        return future.value()
+
+    def _start_dense(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """A mean is elementwise: take the whole bucket, and torch's own asynchrony."""
+        assert self._strategy.reducer is not None
+        buffer = bucket.buffer()
+        dtype = self._strategy.reducer.dtype or buffer.dtype
+        if dtype == buffer.dtype:
+            return self._world.start_mean_(buffer)
+        return self._world.start_mean_(buffer.to(dtype)).then(lambda mean: buffer.copy_(mean.value()))
+
+    def _reduce_units(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            reduced = self._strategy.reduce(self._units[id(parameter)], gradient.reshape(1, -1))
+            gradient.copy_(reduced.view_as(gradient))
+        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+
+@contextmanager
+def parameters_as(x: Tensor, parameters: Tensor) -> Iterator[None]:
+    """Inside it, the live parameters ``x [1, d]`` hold ``parameters [1, d]``; nothing moves where they are the same tensor."""
+    if parameters.data_ptr() == x.data_ptr():
+        yield
+        return
+    kept = x.clone()
+    x.copy_(parameters)
+    try:
+        yield
+    finally:
+        x.copy_(kept)

@@ -1,0 +1,95 @@
+"""The seam of a strategy: what the workers exchange, and when.
+
+A strategy is written over vectors ``[L, d]``, where ``L`` workers live in this process, and sees the others only through its
+:class:`~disttrain.worlds.World`. It knows neither DDP nor processes: ``attach.py`` drives it around a real training loop.
+The defaults here are "no communication".
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from disttrain.component import ComponentConfig, Registry
+from disttrain.compression.reduce import Dense
+from disttrain.parameters import Layout, Unit
+from disttrain.worlds.world import World
+
+
+class Strategy:
+    """A worker's side of an algorithm; a subclass overrides what it needs.
+
+    The driver calls ``begin`` once; in every step ``reduce`` during backward, ``before_step`` and, unless that is False, the
+    optimizer's step and ``after_step``; and ``finish`` at the end.
+    """
+
+    reducer: Dense | None = None
+    """How gradients are averaged; None if they are not. A driver may overlap a dense mean, whole buckets at a time."""
+    replicated: bool = False
+    """Whether parameters and optimizer state are equal on all workers after every step."""
+    find_unused_parameters: bool = False
+    """Whether a parameter may go without a gradient in a step."""
+    survives_peers: bool = False
+    """Whether training goes on when another worker is lost."""
+
+    def begin(self, x: Tensor, layout: Layout, world: World) -> None:
+        """Start from the live parameters ``x [L, d]``, equal on all workers."""
+        self.x, self.layout, self.world = x, layout, world
+
+    def reduce(self, unit: Unit, g: Tensor) -> Tensor:
+        """Turn one parameter's own gradients ``[L, d_unit]`` into what the optimizer sees: ``[L, d_unit]`` or ``[1, d_unit]``."""
+        return g if self.reducer is None else self.reducer.reduce(self.world, g)
+
+    def before_step(self) -> bool:
+        """Land what is due before the optimizer's step. False: every worker skips this step."""
+        return True
+
+    def after_step(self) -> None:
+        """A local step is done: close the round if it is full, and post the next exchange."""
+
+    def agree(self, values: Tensor) -> Tensor:
+        """Bring small float64 facts ``[L, k]`` (losses, a stop request) to the workers' mean, or keep each worker's own.
+
+        The training loop issues no collective of its own: what it has to agree on travels here, in steps that are
+        the same on every worker. A strategy without communication returns ``values``.
+        """
+        return values
+
+    def evaluation(self) -> Tensor:
+        """The parameters ``[1, d]`` that are validated and exported in mid-run."""
+        return self.x[:1]
+
+    def finish(self) -> Tensor:
+        """The result ``[1, d]``, with everything in flight landed and merged."""
+        return self.evaluation()
+
+    @property
+    def reduces_gradients(self) -> bool:
+        """Whether ``reduce`` does anything: if not, a driver does not install a hook."""
+        return self.reducer is not None or type(self).reduce is not Strategy.reduce
+
+    @property
+    def shared(self) -> dict[str, Tensor]:
+        """State ``[1, ...]`` equal on all workers; saved once. Restored by copying into these very tensors."""
+        return {}
+
+    @property
+    def local(self) -> dict[str, Tensor]:
+        """State ``[L, ...]``, a row for each worker; saved by each. Restored by copying into these very tensors."""
+        return {}
+
+
+class StrategyConfig(ComponentConfig):
+    """What every strategy's config has."""
+
+    buffers: Literal["local", "average", "recalibrate"] = "local"
+    """What becomes of buffers such as BatchNorm's statistics: `local`: each worker keeps its own, and worker 0's are exported;
+    `average`: their mean (integer ones aside) is exported; `recalibrate`: recomputed at the end, from training batches."""
+
+    def build(self) -> Strategy:
+        """The strategy itself, not begun."""
+        raise NotImplementedError(f"{type(self).__name__} must define build()")
+
+
+strategies: Registry[StrategyConfig] = Registry("strategy", default="ddp")

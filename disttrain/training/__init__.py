@@ -1,0 +1,1 @@
+"""The training of one run: its state, its loop, and what its workers agree on."""

@@ -1,0 +1,75 @@
+"""What the workers must know of each other besides the algorithm: the mean loss, and whether somebody was told to stop.
+
+The facts travel through the strategy, in steps that all workers derive from agreed numbers. How many steps from one exchange
+to the next is agreed too, about one a second, because workers that each derive it from their own clock drift apart and hang.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from disttrain.strategies.base import Strategy
+
+SECONDS_BETWEEN = 1.0  # a stop request waits that long; an exchange is 32 bytes
+
+
+@dataclass
+class LossMean:
+    """A running mean."""
+
+    total: float = 0.0
+    count: float = 0.0
+
+    def state(self) -> list[float]:
+        """Sum and count, for a checkpoint."""
+        return [self.total, self.count]
+
+    def add(self, total: float, count: float) -> None:
+        """Include ``count`` more losses of this sum."""
+        self.total, self.count = self.total + total, self.count + count
+
+    def take(self) -> float:
+        """The mean since the last call."""
+        mean = self.total / self.count if self.count else float("nan")
+        self.total = self.count = 0.0
+        return mean
+
+
+class Agreement:
+    """Exchanges losses and stop requests; called in every step, exchanges in few.
+
+    Args:
+        strategy: carries the facts.
+        log_every: an exchange happens at least at every multiple of it, so that the logged loss is of exactly these steps.
+
+    Attributes:
+        own: this worker's mean loss, not exchanged yet.
+        loss: the agreed mean loss since it was last taken.
+        stop: whether some worker had a stop request at the last exchange.
+    """
+
+    def __init__(self, strategy: Strategy, log_every: int, step: int = 0) -> None:
+        self._strategy, self._log_every = strategy, log_every
+        self._since, self._started = step, time.perf_counter()
+        self._next = step + 1
+        self.own, self.loss, self.stop = LossMean(), LossMean(), False
+
+    def step(self, step: int, loss: torch.Tensor | float, stop_requested: bool) -> None:
+        """Note this worker's loss in ``step``; exchange if it is time."""
+        self.own.add(float(loss), 1.0)
+        if step < self._next:
+            return
+        seconds_per_step = (time.perf_counter() - self._started) / (step - self._since)
+        until_next = max(1.0, SECONDS_BETWEEN / seconds_per_step)
+        mine = [self.own.total, self.own.count, float(stop_requested), min(until_next, 1e6)]
+        row = torch.tensor([mine], dtype=torch.float64, device=self._strategy.x.device)
+        total, count, stop, until_next = self._strategy.agree(row)[0].tolist()
+        self.own = LossMean()
+        self.loss.add(total, count)
+        self.stop = stop > 0
+        self._since, self._started = step, time.perf_counter()
+        next_log = step - step % self._log_every + self._log_every
+        self._next = min(step + int(until_next), next_log)

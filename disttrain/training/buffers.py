@@ -1,0 +1,58 @@
+"""What becomes of a module's buffers (BatchNorm's running statistics, say) when the workers' models become one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from disttrain.component import UserError
+from disttrain.worlds.world import World
+
+RECALIBRATION_BATCHES = 32
+
+
+def settle_buffers(
+    policy: Literal["local", "average", "recalibrate"], module: nn.Module, world: World, batches: Iterator[Any] | None
+) -> None:
+    """Apply a policy to the final module; ``local`` leaves each worker's as they are.
+
+    Raises:
+        UserError: if ``recalibrate`` is asked for without batches.
+    """
+    if policy == "average":
+        _average(module, world)
+    elif policy == "recalibrate":
+        if batches is None:
+            raise UserError("strategy.buffers=recalibrate needs training inputs: call finish(batches=...)")
+        _recalibrate(module, batches)
+
+
+@torch.no_grad()
+def _average(module: nn.Module, world: World) -> None:
+    for buffer in module.buffers():
+        if buffer.is_floating_point():  # a mean of counters or masks means nothing
+            buffer.copy_(world.mean(buffer.reshape(1, -1)).view_as(buffer))
+
+
+@torch.no_grad()
+def _recalibrate(module: nn.Module, batches: Iterator[Any]) -> None:
+    """Forget all running statistics, and take the plain mean over a few training batches with the final weights."""
+    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for a cumulative mean
+    training = module.training
+    module.train()
+    for batch in islice(batches, RECALIBRATION_BATCHES):
+        module(batch)
+    module.train(training)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

@@ -1,0 +1,139 @@
+"""The training loop: batches in, a session's steps out. It issues no collective of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from disttrain.component import UserError
+from disttrain.data import Corpus, Dataset, EpochOrder, microbatches, share
+from disttrain.objectives import Objective
+from disttrain.optim import GroupRow, table
+from disttrain.recording.progress import PEAK_FLOPS
+from disttrain.training.meeting import exchange_facts
+from disttrain.training.session import Session
+
+
+def fit(session: Session) -> dict[str, Any]:
+    """Train the config's model on the config's data, from wherever the run stands; returns the summary (worker 0's).
+
+    Raises:
+        UserError: if model, data and number of workers do not fit together.
+    """
+    config, training = session.config, session.config.training
+    corpus = _load(session)
+    module = _build_model(session, corpus)
+    model, optimizer = session.prepare(module)
+    _announce(session, corpus, module)
+    session.resume()
+    session.unit = corpus.unit
+    objective = config.objective.build()
+    order = EpochOrder(len(corpus.train), training.seed)
+    tokens = training.batch_size * config.data.sequence_length
+    while not session.should_stop:
+        loss = _forward_backward(session, objective, corpus.train, order)
+        optimizer.step()
+        optimizer.zero_grad()
+        # the last step's validation comes after the merge
+        due = training.validate_every and session.step % training.validate_every == 0
+        metrics = {"validation_loss": validate(session, corpus.validation, objective)} if due and not session.completed else {}
+        session.record(loss, tokens, **metrics)
+    module = session.merge(_training_inputs(session, corpus.train, order))
+    final = {"validation_loss": validate(session, corpus.validation, objective)} if session.completed else {}
+    del model
+    return session.close(**final)
+
+
+def validate(session: Session, dataset: Dataset, objective: Objective) -> float:
+    """The mean loss over the first validation batches, of what the strategy would export now.
+
+    Where all workers hold that, each takes its share of every batch; else each evaluates its own on all of it.
+    """
+    training, world = session.config.training, session.world
+    batch_size = min(training.batch_size, len(dataset) - len(dataset) % world.size)
+    if batch_size == 0:
+        return float("nan")
+    batches = min(training.validation_batches, len(dataset) // batch_size)
+    order = EpochOrder(len(dataset), training.seed, shuffle=False)
+    total = 0.0
+    with session.evaluating() as module:
+        for step in range(batches):
+            indices = order.batch_indices(step, batch_size)
+            if session.strategy.replicated:
+                indices = share(indices, world.rank, world.size)
+            inputs, targets = _to(session.device, dataset.batch(indices))
+            with _autocast(session):
+                total += float(objective(module, inputs, targets))
+    row = torch.tensor([[total / batches]], dtype=torch.float64, device=session.device)
+    return float(session.strategy.agree(row))
+
+
+def _load(session: Session) -> Corpus:
+    """The corpus; every worker must have the same."""
+    try:
+        corpus = session.config.data.build(session.config.training.seed)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for rank, facts in enumerate(exchange_facts(session.world, {"corpus": corpus.fingerprint}, session.device)):
+        if facts["corpus"] != corpus.fingerprint:
+            raise UserError(f"worker {rank} has other data than worker {session.world.rank}: compare their files")
+    return corpus
+
+
+def _build_model(session: Session, corpus: Corpus) -> nn.Module:
+    try:
+        return session.config.model.build(corpus.vocabulary_size, session.config.data.sequence_length)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _announce(session: Session, corpus: Corpus, module: nn.Module) -> None:
+    """Say once what was decided."""
+    config, display = session.config, session.display
+    numel = sum(p.numel() for p in module.parameters())
+    display.say(f"data      {corpus.description}")
+    display.say(f"model     {config.model.name}, {numel:,} parameters")
+    display.say(f"strategy  {config.strategy.name}, {session.world.size} workers on {session.device.type}")
+    rows = [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) for row in table(session.optimizer.inner)]
+    display.table(GroupRow._fields, rows)
+    session.flops_per_token = config.model.flops_per_token(module, config.data.sequence_length)
+    session.peak_flops = PEAK_FLOPS.get(torch.cuda.get_device_name()) if session.device.type == "cuda" else None
+
+
+def _own_indices(session: Session, order: EpochOrder, step: int) -> Tensor:
+    return share(order.batch_indices(step, session.config.training.batch_size), session.world.rank, session.world.size)
+
+
+def _forward_backward(session: Session, objective: Objective, dataset: Dataset, order: EpochOrder) -> Tensor:
+    """This worker's part of a step, in microbatches; only the last one's backward exchanges. Returns the mean loss."""
+    passes = session.config.training.gradient_accumulation
+    parts = microbatches(_own_indices(session, order, session.step), passes)
+    total = torch.zeros((), device=session.device)
+    for number, indices in enumerate(parts, 1):
+        inputs, targets = _to(session.device, dataset.batch(indices))
+        with nullcontext() if number == passes else session.model.no_sync():
+            with _autocast(session):
+                loss = objective(session.model, inputs, targets) / passes
+            loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _autocast(session: Session) -> AbstractContextManager[Any]:
+    if session.config.training.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(session.device.type, torch.bfloat16)
+
+
+def _to(device: torch.device, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+
+
+def _training_inputs(session: Session, dataset: Dataset, order: EpochOrder) -> Iterator[Tensor]:
+    for step in count():
+        yield _to(session.device, dataset.batch(_own_indices(session, order, step)))[0]

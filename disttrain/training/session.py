@@ -1,0 +1,348 @@
+"""One worker's run, from its first meeting with the others to the summary; the loop around it may be ours or the user's.
+
+A step is the caller's forward and backward, ``optimizer.step()``, and :meth:`Session.record`, which notes the loss, agrees with
+the other workers on what must be agreed, logs, saves, and says whether to stop.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from disttrain.component import UserError
+from disttrain.config import RunConfig, dump
+from disttrain.launch.shutdown import StopRequest
+from disttrain.optim.schedules import ConstantConfig
+from disttrain.parameters import sha256_of
+from disttrain.recording.checkpoint import CheckpointError, CheckpointStore
+from disttrain.recording.folder import write_atomically
+from disttrain.recording.progress import Display
+from disttrain.recording.recorder import Recorder
+from disttrain.recording.trackers import WandbTracker
+from disttrain.strategies.attach import PreparedModule, StrategyOptimizer, attach, parameters_as
+from disttrain.training.agreement import Agreement
+from disttrain.training.buffers import settle_buffers
+from disttrain.training.meeting import Meeting
+from disttrain.training.resume import newest_agreed
+from disttrain.training.seeds import seed_model, seed_worker
+from disttrain.training.state import TrainingState
+from disttrain.worlds import TorchWorld
+from disttrain.worlds.traffic import all_reduce_wire_bytes
+
+MOST_SKIPS = 20
+"""Steps in a row that may be skipped for gradients that are not finite, before the run ends as diverged."""
+
+
+class Session:
+    """Drives one worker through a run.
+
+    Args:
+        config: validated.
+        world: all workers.
+        device: this worker's.
+        meeting: what the workers found out at the start.
+        stop_request: becomes true when this process is asked to stop.
+
+    Attributes:
+        should_stop: whether the last step has been made: of the run, of ``training.stop_after``, or after a stop request.
+        interrupted: whether some worker was asked to stop.
+        strategy: begun in :meth:`prepare`.
+    """
+
+    def __init__(
+        self, config: RunConfig, world: TorchWorld, device: torch.device, meeting: Meeting, stop_request: StopRequest
+    ) -> None:
+        self.config, self.world, self.device, self.folder = config, world, device, meeting.folder
+        self.strategy = config.strategy.build()
+        self.display = Display(config.training.steps, speaks=world.rank == 0)
+        self.should_stop = self.interrupted = False
+        self.unit = "token"
+        self.flops_per_token: float | None = None
+        self.peak_flops: float | None = None
+        self._stop_request, self._stop_at = stop_request, self._planned_end()
+        self._store = CheckpointStore(
+            self.folder.checkpoints, world.rank, meeting.members, meeting.token, config.checkpoint.keep, config.launch.timeout
+        )
+        if self._store.leads:
+            self._store.forget_leftovers()
+        self._recorder: Recorder | None = None
+        self._tokens = 0
+        self._seconds_before, self._started = 0.0, time.perf_counter()
+        self._logged_at, self._logged_step, self._logged_tokens = self._started, 0, 0
+        self._extra: dict[str, float] = {}
+        seed_model(config.training.seed)
+
+    # --- before training -------------------------------------------------------------------------------------------
+
+    def prepare(self, module: nn.Module, optimizer: Optimizer | None = None) -> tuple[PreparedModule, StrategyOptimizer]:
+        """Put strategy, schedule and clipping around a module and its optimizer (None: the config's).
+
+        Raises:
+            UserError: if the module or the optimizer cannot be trained so.
+        """
+        module.to(self.device)
+        try:
+            optimizer = optimizer or self.config.optimizer.build(module)
+            self.model = attach(module, self.strategy, self.world)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        training = self.config.training
+        self.optimizer = StrategyOptimizer(optimizer, self.strategy, self._multiplier(), training.clip_norm)
+        self._state = TrainingState(module, self.optimizer, self.strategy, self.world.rank)
+        self._agreement = Agreement(self.strategy, self.config.recording.log_every)
+        seed_worker(training.seed, self.world.rank)
+        self._start_clock()
+        return self.model, self.optimizer
+
+    def resume(self) -> int:
+        """With ``training.resume=auto``, go on from the newest checkpoint that is whole; returns the step (0: a new run).
+
+        Raises:
+            UserError: if there are checkpoints and none is whole, or it is of another model or number of workers.
+        """
+        step = None
+        if self.config.training.resume == "auto":
+            step = newest_agreed(self._store, self.world, self.device, self._warn)
+        if step is not None:
+            self._restore(step)
+        self._open_records(step or 0)
+        self._start_clock()
+        return step or 0
+
+    def _restore(self, step: int) -> None:
+        snapshot = self._store.load(step)
+        facts = snapshot.shared_facts
+        if facts["workers"] != self.world.size and not self.strategy.replicated:
+            raise UserError(
+                f"the checkpoint of step {step} is of {facts['workers']} workers, this run has {self.world.size}: under "
+                f"strategy.name={self.config.strategy.name} each worker has a model of its own, so their number must stay"
+            )
+        self._state.restore(snapshot)
+        self.world.traffic.restore(snapshot.local_facts["traffic"])
+        self.optimizer.seconds = snapshot.local_facts["optimizer_seconds"]
+        self._tokens, self._seconds_before = facts["tokens"], facts["seconds"]
+        self._agreement = Agreement(self.strategy, self.config.recording.log_every, step)
+        if snapshot.local_facts["worker"] == self.world.rank:
+            self._agreement.own.add(*snapshot.local_facts["own_loss"])
+            self._agreement.loss.add(*snapshot.local_facts["unlogged_loss"])
+        self.should_stop = step >= self._stop_at
+        self.display.say(f"continuing from step {step} of {self._store.directory}")
+
+    def _open_records(self, step: int) -> None:
+        if self.world.rank != 0:
+            return
+        tracker, wandb = None, self.config.recording.wandb
+        if wandb is not None:
+            tracker = WandbTracker(wandb.project, wandb.mode, self.folder.path, self.config.model_dump(mode="json"), self._warn)
+        self._recorder = Recorder(self.folder, self.display, tracker)
+        self._recorder.forget_after(step)
+        if self._recorder.last.get("step") == step:
+            self._agreement.loss.take()  # logged already, by the run that stopped here
+        write_atomically(self.folder.config, dump(self.config))
+
+    # --- during training -------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """Steps made so far."""
+        return self.optimizer.counts.steps
+
+    def record(self, loss: Tensor | float, tokens: int = 0, **metrics: float) -> None:
+        """End a step, after ``optimizer.step()``.
+
+        Args:
+            loss: this worker's mean loss.
+            tokens: that all workers together trained on in this step.
+            metrics: further numbers for this step's record; they are logged with the next record.
+
+        Raises:
+            RuntimeError: if the gradients have not been finite for :data:`MOST_SKIPS` steps in a row.
+        """
+        self._tokens += tokens
+        self._extra |= metrics
+        self._agreement.step(self.step, loss, bool(self._stop_request))
+        if self.optimizer.counts.consecutive_skips >= MOST_SKIPS:
+            raise RuntimeError(f"diverged: the gradients have not been finite for {MOST_SKIPS} steps, up to step {self.step}")
+        if self._agreement.stop and not self.interrupted:
+            self.interrupted = True
+            self._stop_at = min(self._stop_at, self._furthest_step())
+        self.should_stop = self.step >= self._stop_at
+        if self.step % self.config.recording.log_every == 0 and not self.should_stop:
+            self._log()  # the last record is written by close, which may have more to say
+        every = self.config.checkpoint.every
+        if self.should_stop or (every and self.step % every == 0):
+            self._save()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
+        """Inside it, the module is in evaluation mode, without gradients, and holds what the strategy would export now."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), parameters_as(self.strategy.x, self.strategy.evaluation()):
+                yield self.model.module
+        finally:
+            self.model.train(training)
+
+    # --- after training --------------------------------------------------------------------------------------------
+
+    @property
+    def completed(self) -> bool:
+        """Whether the run has made all its steps, rather than been stopped on the way."""
+        return self.step >= self.config.training.steps
+
+    def merge(self, batches: Iterator[Any] | None = None) -> nn.Module:
+        """Turn a completed run's live parameters into its result; a stopped run's stay as they are. Returns the module.
+
+        Args:
+            batches: training inputs for ``strategy.buffers=recalibrate``.
+        """
+        module = self.model.module
+        if self.completed:
+            result = self.strategy.finish()
+            if result.data_ptr() != self.strategy.x.data_ptr():
+                self.strategy.x.copy_(result)
+            settle_buffers(self.config.strategy.buffers, module, self.world, batches)
+        return module
+
+    def close(self, **metrics: float) -> dict[str, Any]:
+        """Write the last record, the weights and the summary; returns the summary."""
+        self._extra |= metrics
+        module = self.model.detach()
+        weights = {name: p.detach() for name, p in module.named_parameters()}
+        if self._recorder is None:
+            return {}
+        if self._recorder.last.get("step") != self.step:
+            self._log()
+        summary = self._summary(sha256_of(weights))
+        _export(module, self.folder.weights)
+        self._recorder.finish(summary, self.unit)
+        return summary
+
+    # --- details ---------------------------------------------------------------------------------------------------
+
+    def _planned_end(self) -> int:
+        return min(self.config.training.steps, self.config.training.stop_after or sys.maxsize)
+
+    def _multiplier(self) -> Any:
+        schedule, total = self.config.schedule, self.config.training.steps
+        if schedule == ConstantConfig():
+            return None  # a user's own scheduler may be at work on the same groups
+        return lambda update: schedule.multiplier(update, total)
+
+    def _furthest_step(self) -> int:
+        """Where all workers can stop together; those of a strategy without communication may be apart."""
+        if self.strategy.replicated:
+            return self.step
+        return int(self.world.gather(torch.tensor([[self.step]], device=self.device)).max())
+
+    def _save(self) -> None:
+        facts = {"workers": self.world.size, "tokens": self._tokens, "seconds": self._seconds()}
+        own = {
+            "traffic": self.world.traffic.state(),
+            "optimizer_seconds": self.optimizer.seconds,
+            "own_loss": self._agreement.own.state(),
+            "unlogged_loss": self._agreement.loss.state(),
+        }
+        try:
+            self._store.save(self.step, self._state.capture(facts, own))
+        except CheckpointError as error:
+            older = self._store.steps()
+            kept = f"the one of step {older[0]} is whole" if older else "there is no older one"
+            if self.should_stop:
+                raise RuntimeError(f"{error}; {kept}") from None
+            self._warn(f"{error}; {kept}; training goes on")
+
+    def _log(self) -> None:
+        """Write a record; the loss is taken on every worker, so that all forget it alike."""
+        loss, now = self._agreement.loss.take(), time.perf_counter()
+        if self._recorder is None:
+            return
+        speed = (self._tokens - self._logged_tokens) / (now - self._logged_at)
+        seconds_left = (self.config.training.steps - self.step) * (now - self._logged_at) / max(1, self.step - self._logged_step)
+        self._logged_at, self._logged_step, self._logged_tokens = now, self.step, self._tokens
+        extra, self._extra = self._extra, {}
+        if self.flops_per_token and self.peak_flops:
+            extra["mfu"] = speed * self.flops_per_token / (self.peak_flops * self.world.size)
+        traffic, counts = self.world.traffic, self.optimizer.counts
+        self._recorder.log(
+            {
+                "step": self.step,
+                "tokens": self._tokens,
+                "loss": loss,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "seconds": self._seconds(),
+                "tokens_per_second": speed,
+                "payload_bytes": traffic.payload_bytes,
+                "wire_bytes": traffic.wire_bytes,
+                "exposed_seconds": self._exposed(),
+                "optimizer_seconds": self.optimizer.seconds,
+                "gradient_norm": self.optimizer.gradient_norm,
+                "skipped_steps": counts.steps - counts.updates,
+            }
+            | extra,
+            seconds_left,
+        )
+
+    def _summary(self, weights_sha256: str) -> dict[str, Any]:
+        last, traffic = self._recorder.last if self._recorder else {}, self.world.traffic
+        gradient_bytes = 4 * self.strategy.layout.numel
+        return {
+            "status": "finished" if self.completed else "stopped",
+            "steps": self.step,
+            "tokens": self._tokens,
+            "final_loss": last.get("loss"),
+            "validation_loss": last.get("validation_loss"),
+            "seconds": self._seconds(),
+            "workers": self.world.size,
+            "payload_bytes": traffic.payload_bytes,
+            "wire_bytes": traffic.wire_bytes,
+            "ddp_wire_bytes": self.step * all_reduce_wire_bytes(gradient_bytes, self.world.size),
+            "exposed_seconds": self._exposed(),
+            "peak_memory_bytes": _peak_memory_bytes(self.device),
+            "weights_sha256": weights_sha256,
+        }
+
+    def _start_clock(self) -> None:
+        self._started = self._logged_at = time.perf_counter()
+        self._logged_step, self._logged_tokens = self.step, self._tokens
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def _exposed(self) -> float | None:
+        """Seconds of exposed communication; None on a GPU, where the host's clock does not see the kernels wait."""
+        return None if self.device.type == "cuda" else self.world.traffic.exposed_seconds
+
+    def _warn(self, text: str) -> None:
+        self.display.say(f"warning: {text}")
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobytes = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes
+
+
+def _export(module: nn.Module, path: Path) -> None:
+    """Write a module's ``state_dict`` as safetensors, tied weights once; ``safetensors.torch.load_model`` reads it back."""
+    names, seen = {}, {}
+    for name, tensor in module.state_dict().items():
+        if isinstance(tensor, Tensor):
+            first = seen.setdefault((tensor.data_ptr(), tensor.shape), name)
+            if first == name:
+                names[name] = tensor.detach().cpu().clone()
+    beside = path.with_suffix(".partial")
+    safetensors.torch.save_file(names, beside, metadata={"format": "pt"})
+    beside.replace(path)

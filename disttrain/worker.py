@@ -1,0 +1,47 @@
+"""One worker of a training run: what torchrun and ``disttrain train`` start, once for each rank."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from disttrain.config import load_config
+from disttrain.launch.rank_info import RankInfo
+from disttrain.launch.shutdown import DONE, STOPPED, StopRequest, USERS_MISTAKE, leave, run_worker, stop_with_parent
+from disttrain.component import UserError
+
+
+def main(arguments: Sequence[str] = sys.argv[1:]) -> NoReturn:
+    """Train as the config says; the arguments are CONFIG and overrides. Leaves the process by an exit code."""
+    stop_request = StopRequest()
+    stop_request.listen()
+    stop_with_parent()
+    try:
+        info = RankInfo.from_environment()
+    except UserError as error:
+        print(f"disttrain: {error}", file=sys.stderr)
+        leave(USERS_MISTAKE)
+    folder: list[Path] = []
+    run_worker(lambda: _train(arguments, info, stop_request, folder), info, lambda: folder[0] if folder else None)
+
+
+def _train(arguments: Sequence[str], info: RankInfo, stop_request: StopRequest, folder: list[Path]) -> int:
+    from disttrain.run import start_session  # torch's libraries take seconds to import: a mistake is reported before
+    from disttrain.training.loop import fit
+
+    loaded = load_config(arguments[0], arguments[1:])
+    if loaded.config.run.directory is not None:
+        folder.append(Path(loaded.config.run.directory))
+    if info.rank == 0:
+        for notice in loaded.notices:
+            print(f"note: {notice}", flush=True)
+    session = start_session(loaded, info, stop_request)
+    folder[:] = [session.folder.path]
+    fit(session)
+    return STOPPED if session.interrupted and not session.completed else DONE
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What one worker hands to the network, what its interface sends for it, and how long it waits.
+
+``wire_bytes`` follows from the algorithm of the collective: gloo and nccl all-reduce and all-gather over rings. Headers of
+TCP/IP and of the backend's messages are not in the formulas; a test holds them against the interface's own counter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class Traffic:
+    """Running totals of one worker."""
+
+    payload_bytes: int = 0
+    """Handed to a World primitive."""
+    wire_bytes: int = 0
+    """Sent by this worker's interface, by the collective's formula."""
+    exposed_seconds: float = 0.0
+    """Spent waiting for the network while computing nothing."""
+    collectives: int = 0
+    """Calls of a World primitive."""
+
+    def add(self, payload_bytes: int, wire_bytes: int) -> None:
+        """Count one primitive."""
+        self.payload_bytes += payload_bytes
+        self.wire_bytes += wire_bytes
+        self.collectives += 1
+
+    def state(self) -> dict[str, float]:
+        """The totals, for a checkpoint."""
+        return asdict(self)
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Take over totals saved by :meth:`state`; what this process has counted since its start is added."""
+        self.payload_bytes += int(state["payload_bytes"])
+        self.wire_bytes += int(state["wire_bytes"])
+        self.exposed_seconds += state["exposed_seconds"]
+        self.collectives += int(state["collectives"])
+
+
+def all_reduce_wire_bytes(payload_bytes: int, world_size: int) -> int:
+    """Sent per worker by a ring all-reduce: reduce-scatter, then all-gather, each (p-1)/p of the payload."""
+    return round(2 * payload_bytes * (world_size - 1) / world_size)
+
+
+def all_gather_wire_bytes(payload_bytes: int, world_size: int) -> int:
+    """Sent per worker by a ring all-gather: every payload but the neighbour's own passes once."""
+    return payload_bytes * (world_size - 1)
+
+
+def broadcast_wire_bytes(payload_bytes: int, rank: int, world_size: int) -> int:
+    """Sent by ``rank`` in a broadcast from worker 0 down a binomial tree: one payload to each of its children."""
+    levels = range((world_size - 1).bit_length())
+    children = sum(rank % 2 ** (level + 1) == 0 and rank + 2**level < world_size for level in levels)
+    return payload_bytes * children

@@ -1,0 +1,10 @@
+"""Settings of all tests: one thread each (the machine's cores are for the workers), and no deadline on a noisy machine."""
+
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("disttrain", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("disttrain")
+torch.set_num_threads(1)
+
+pytest_plugins = ["tests.kit"]

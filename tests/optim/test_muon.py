@@ -1,0 +1,84 @@
+"""Muon by config is torch's Muon on the matrices and torch's AdamW on the rest, bit for bit, as one optimizer."""
+
+import pytest
+import torch
+from small_modules import same_parameters, split, train, twins
+from torch import nn
+
+from disttrain.optim import AdamWConfig, MuonConfig, table
+
+
+def by_hand(module, *, lr, adamw_lr, **muon):
+    matrices, rest = split(module, "matrix")
+    decaying = [each for each in rest if each.ndim == 3]
+    spared = [each for each in rest if each.ndim != 3]
+    groups = [{"params": decaying, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.Muon(matrices, lr=lr, **muon), torch.optim.AdamW(groups, lr=adamw_lr, betas=(0.9, 0.95))
+
+
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_muon_is_torchs_muon_and_torchs_adamw(adjust, nesterov):
+    ours, theirs = twins()
+    settings = {"momentum": 0.9, "nesterov": nesterov, "ns_steps": 4, "weight_decay": 0.2}
+    config = MuonConfig(lr=8e-3, adamw_lr=4e-3, adjust=adjust, **settings)
+    parts = by_hand(theirs, lr=8e-3, adamw_lr=4e-3, adjust_lr_fn=adjust, **settings)
+    assert same_parameters(train(ours, config.build(ours)), train(theirs, *parts))
+
+
+def test_the_rest_takes_all_of_the_adamw_settings():
+    ours, theirs = twins()
+    ours.up.requires_grad_(False), theirs.up.requires_grad_(False)
+    rest = {"lr": 0.01, "betas": (0.7, 0.8), "eps": 1e-4, "weight_decay": 0.5, "decay": "all"}
+    config = MuonConfig(**{f"adamw_{key}": value for key, value in rest.items()})
+    train(ours, config.build(ours), steps=range(1))
+    train(theirs, AdamWConfig(**rest).build(theirs), steps=range(1))
+    assert same_parameters(ours.norm, theirs.norm)
+    assert same_parameters(ours.head, theirs.head)
+    assert not same_parameters(ours.down, theirs.down)
+
+
+def test_after_a_step_every_part_has_the_same_state_keys_everywhere():
+    module, _ = twins()
+    optimizer = MuonConfig().build(module)
+    train(module, optimizer, steps=range(1))
+    for part in optimizer.parts:
+        members = [parameter for group in part.param_groups for parameter in group["params"]]
+        assert len({frozenset(optimizer.state[parameter]) for parameter in members}) == 1
+
+
+def test_a_module_of_matrices_alone_needs_no_adamw():
+    (muon,) = MuonConfig().build(nn.Linear(3, 3, bias=False)).parts
+    assert type(muon) is torch.optim.Muon
+
+
+def test_a_module_without_matrices_is_told_to_use_adamw():
+    with pytest.raises(ValueError, match=r"LayerNorm has no weight matrix .* optimizer\.name=adamw"):
+        MuonConfig().build(nn.LayerNorm(3))
+
+
+def test_the_settings_with_which_torch_corrupts_its_momentum_are_refused():
+    module = nn.Linear(3, 3).bfloat16()
+    with pytest.raises(ValueError, match=r"overwrite its momentum .* optimizer\.nesterov=true"):
+        MuonConfig(nesterov=False).build(module)
+    assert MuonConfig(nesterov=True).build(module)
+    assert MuonConfig(nesterov=False).build(module.float())
+
+
+def test_the_table_shows_who_moves_what():
+    module, _ = twins()
+    rows = table(MuonConfig(lr=8e-3, adamw_lr=4e-3).build(module))
+    assert [tuple(row) for row in rows] == [
+        ("matrix", "Muon", 2, 156, 8e-3, 0.1),
+        ("embedding", "AdamW", 2, 102, 4e-3, 0.0),
+        ("norm", "AdamW", 2, 12, 4e-3, 0.0),
+        ("bias", "AdamW", 5, 39, 4e-3, 0.0),
+        ("conv", "AdamW", 1, 108, 4e-3, 0.1),
+    ]
+    assert sum(row.parameters for row in rows) == sum(each.numel() for each in module.parameters())
+
+
+def test_the_table_of_a_single_optimizer_names_that():
+    module, _ = twins()
+    assert {row.optimizer for row in table(AdamWConfig().build(module))} == {"AdamW"}
+    assert [row.group for row in table(torch.optim.SGD(module.parameters()))] == ["all"]
