@@ -62,14 +62,18 @@ class Origin(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One mistake: where it was written, which setting it concerns (none: the whole file), and what is wrong."""
+    """One mistake: where it was written, which setting it concerns (none: the whole file), and what is wrong.
+
+    As text it is one printable line, whatever the file holds.
+    """
 
     origin: Origin
     path: Path
     message: str
 
     def __str__(self) -> str:
-        return ": ".join(filter(None, [str(self.origin), dotted(self.path), self.message]))
+        text = ": ".join(filter(None, [str(self.origin), dotted(self.path), self.message]))
+        return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 class ConfigError(UserError):
@@ -85,9 +89,8 @@ class ConfigError(UserError):
 
 
 def dotted(path: Path) -> str:
-    """A path as it is written on the command line: ``optimizer.groups[0].lr``; one line, whatever its keys hold."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-    return text if text.isprintable() else json.dumps(text)
+    """A path as it is written on the command line: ``optimizer.groups[0].lr``."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
 def explain(

@@ -16,7 +16,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import MaxDepthExceededError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from disttrain.config_errors import Origin, Path, Problem
@@ -120,7 +120,11 @@ def _text(text: str) -> str:
 
 
 class _UnreadableError(Exception):
-    """YAML of an absurd size."""
+    """A text that is not YAML, or YAML of an absurd size."""
+
+    def __init__(self, message: str, line: int = 1) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 class _Reader:
@@ -132,20 +136,11 @@ class _Reader:
 
     def read(self, text: str, path: Path) -> None:
         """Read the whole text; whatever is wrong with the whole of it becomes a problem at ``path``."""
-        origin = self.origin_of_line(1)
         try:
             node = _compose(text)
-            self.reading.value = None if node is None else self._value(node, path, origin)
-        except MaxDepthExceededError:
-            self._complain(path, TOO_DEEP, origin)
+            self.reading.value = None if node is None else self._value(node, path, self.origin_of_line(1))
         except _UnreadableError as error:
-            self._complain(path, str(error), origin)
-        except MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            place = self.origin_of_line(mark.line + 1) if mark else origin
-            self._complain(path, f"not valid YAML: {error.problem}{_hint(error.problem)}", place)
-        except (YAMLError, OverflowError) as error:  # OverflowError: "\U99999999" in quotes
-            self._complain(path, f"not valid YAML: {str(error).splitlines()[0]}", origin)
+            self._complain(path, str(error), self.origin_of_line(error.line))
 
     def _complain(self, path: Path, message: str, origin: Origin) -> None:
         self.reading.problems.append(Problem(origin, path, message))
@@ -199,12 +194,23 @@ def _compose(text: str) -> Node | None:
     yaml = YAML(typ="safe", pure=True)
     yaml.max_depth = MAX_DEPTH
     yaml.composer.warn_double_anchors = False
-    node: Node | None = yaml.compose(text)
+    try:
+        node: Node | None = yaml.compose(text)
+    except MaxDepthExceededError as error:
+        raise _UnreadableError(TOO_DEEP) from error
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise _UnreadableError(f"not valid YAML: {_description(error)}", mark.line + 1 if mark else 1) from error
+    except Exception as error:  # ruamel's assertions, and what chr() thinks of "\U99999999"
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _UnreadableError(f"not valid YAML: {reason}") from error
     return node
 
 
-def _hint(problem: str | None) -> str:
-    return "; indent with spaces, not tabs" if problem and r"'\t'" in problem else ""
+def _description(error: MarkedYAMLError) -> str:
+    """What ruamel found, and what it was doing."""
+    text = ", ".join(filter(None, [error.context, error.problem]))
+    return f"{text}; indent with spaces, not tabs" if r"'\t'" in text else text
 
 
 def _mistake_in_key(node: Node) -> str | None:

@@ -10,7 +10,8 @@ from disttrain.config_errors import Origin
 from disttrain.config_yaml import MAX_DEPTH, MAX_VALUES, leaves, read_yaml, resolve, write_yaml
 
 keys = st.text(st.characters(codec="utf-8"), max_size=30)
-scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False) | keys
+numbers = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+scalars = st.none() | st.booleans() | numbers | keys
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3))
 
 
@@ -25,8 +26,8 @@ def mistakes(text):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("3e-4", 3e-4), ("1e6", 1_000_000), ("1.5e3", 1500), ("1E+2", 100), ("-2e0", -2), ("1.0", 1.0), (".5", 0.5), ("5.", 5.0),
-        ("012", 12), ("0o14", 12), ("0xff", 255), ("+7", 7), ("9007199254740993", 9007199254740993), ("1e16", 1e16),
+        ("3e-4", 3e-4), ("1e6", 1_000_000), ("1.5e3", 1500), ("1E+2", 100), ("-2e0", -2), ("1.0", 1.0), (".5", 0.5),
+        ("5.", 5.0), ("012", 12), ("0o14", 12), ("0xff", 255), ("+7", 7), ("9007199254740993", 9007199254740993), ("1e16", 1e16),
     ],
 )  # fmt: skip
 def test_numbers(text, value):
@@ -35,8 +36,8 @@ def test_numbers(text, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["on", "off", "yes", "No", "y", "12:30", "1:2:3", "2024-01-01", "1_000", "=", ".inf", ".nan", "1e999", "9" * 400,
-             "-", "e5", "0b11", "nan", "infinity", "1e"]
+    "text", ["on", "off", "yes", "No", "y", "12:30", "1:2:3", "2024-01-01", "1_000", "=", ".inf", ".nan", "1e999",
+             "9" * 400, "-", "e5", "0b11", "nan", "infinity", "1e"]
 )  # fmt: skip
 def test_text_that_other_readers_turn_into_something_else(text):
     assert resolve(text) == text
@@ -100,19 +101,21 @@ def test_tags_are_refused_and_never_executed(text):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("a: b: c", "file.yaml:1: not valid YAML: mapping values are not allowed here"),
-        ("a:\n\tb: 1", "file.yaml:2: not valid YAML: found character '\\t' that cannot start any token; indent with spaces, not tabs"),
-        ("a: [1,\nb", "file.yaml:2: not valid YAML: expected ',' or ']', but got '<stream end>'"),
-        ("a: *b", "file.yaml:1: not valid YAML: found undefined alias 'b'"),
-        ("a: 1\n---\na: 2", "file.yaml:2: not valid YAML: but found another document"),
-        ("a: \x00", "file.yaml:1: not valid YAML: unacceptable character #x0000: special characters are not allowed"),
-        ('"\\U99999999"', "file.yaml:1: not valid YAML: Python int too large to convert to C int"),
-        ('a: "\\ud800"', "file.yaml:1: a: not valid Unicode"),
-        ('"\\ud800": a', 'file.yaml:1: "\\ud800": not valid Unicode'),
+        ("a: b: c", "1: not valid YAML: mapping values are not allowed here"),
+        ("a:\n\tb: 1", "2: not valid YAML: while scanning for the next token, found character '\\t' that cannot start "
+                       "any token; indent with spaces, not tabs"),
+        ("a: [1,\nb", "2: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"),
+        ("a: *b", "1: not valid YAML: found undefined alias 'b'"),
+        ("a: 1\n---\na: 2", "2: not valid YAML: expected a single document in the stream, but found another document"),
+        ("a: \x00", "1: not valid YAML: unacceptable character #x0000: special characters are not allowed"),
+        ('"\\U99999999"', "1: not valid YAML: Python int too large to convert to C int"),
+        ("%YAML 1.0\n---\n", "1: not valid YAML: version minor part can only be 2 or 1, got (1, 0)"),
+        ('a: "\\ud800"', "1: a: not valid Unicode"),
+        ('"\\ud800": a', '1: \\ud800: not valid Unicode'),
     ],
 )  # fmt: skip
 def test_text_that_is_not_yaml(text, line):
-    assert mistakes(text) == [line]
+    assert mistakes(text) == [f"file.yaml:{line}"]
 
 
 def test_aliases_stand_for_copies():
@@ -124,7 +127,8 @@ def test_aliases_stand_for_copies():
 def test_an_alias_bomb_is_refused():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    assert mistakes("\n".join(lines)) == [f"file.yaml:1: more than {MAX_VALUES:,} values, counting what aliases stand for"]
+    (line,) = mistakes("\n".join(lines))
+    assert line == f"file.yaml:1: more than {MAX_VALUES:,} values, counting what aliases stand for"
 
 
 @pytest.mark.parametrize("text", ["&a [*a]", "&a {b: *a}", "[" * 5000, "a: " + "{b: " * MAX_DEPTH, "- " * 5000])
@@ -140,7 +144,10 @@ def test_what_is_written_reads_back(tree):
         assert (reading.value or {}) == tree
 
 
-@given(keys | st.sampled_from(["on", "no", "Y", "null", "1e5", "0x1F", "300s", "a b", "a: b", "- a", "#", "", " ", "a #b", "'"]))
+@given(
+    keys
+    | st.sampled_from("on,no,Y,null,1e5,0x1F,300s,a b,a: b,- a,#,, ,a #b,',<<,.inf,2024-01-01,?,&a,*a,!a".split(","))
+)
 def test_text_stays_text(text):
     assert read(write_yaml({"a": text, "b": [text]})).value == {"a": text, "b": [text]}
 
@@ -162,5 +169,4 @@ def test_an_empty_section_is_a_leaf():
 
 @given(st.text() | st.text("{}[]:,-?&*!|>'\"%@ab1 \n\t#"))
 def test_any_text_is_a_value_or_a_problem(text):
-    reading = read(text)
-    assert all(str(problem).isprintable() for problem in reading.problems)
+    assert all(line.isprintable() for line in mistakes(text))

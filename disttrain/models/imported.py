@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -12,8 +12,6 @@ from torch import nn
 from disttrain.component import UserError
 from disttrain.import_path import resolve
 from disttrain.models.base import ModelConfig, models
-
-FROM_DATA = ("vocabulary_size", "sequence_length")
 
 
 @models.register
@@ -35,19 +33,19 @@ class ImportedConfig(ModelConfig):
     def _target_is_callable(cls, target: str) -> str:
         found = resolve(target)
         if not callable(found):
-            raise ValueError(f"{target!r} is a {type(found).__name__}; it must be a class or function that makes a model")
+            raise ValueError(
+                f"{target!r} is a {type(found).__name__}; it must be a class or function that makes a model"
+            )
         return target
 
     @model_validator(mode="after")
     def _arguments_are_accepted(self) -> Self:
-        try:
-            signature = inspect.signature(resolve(self.target))
-        except ValueError:
-            return self  # a few callables written in C do not tell what they take
-        try:
-            signature.bind(**_filled_in(self.arguments, signature.parameters, dict.fromkeys(FROM_DATA, 1)))
-        except TypeError as error:
-            raise ValueError(f"arguments do not fit {self.target}: {error}; it takes {signature}") from error
+        signature = _signature(resolve(self.target))
+        if signature is not None:
+            try:
+                signature.bind(**_with_sizes(self.arguments, signature, vocabulary_size=1, sequence_length=1))
+            except TypeError as error:
+                raise ValueError(f"arguments do not fit {self.target}: {error}; it takes {signature}") from error
         return self
 
     def build(self, vocabulary_size: int, sequence_length: int) -> nn.Module:
@@ -57,20 +55,22 @@ class ImportedConfig(ModelConfig):
             UserError: if the target made something else.
         """
         make: Callable[..., Any] = resolve(self.target)
-        sizes = dict(zip(FROM_DATA, (vocabulary_size, sequence_length), strict=True))
-        module = make(**_filled_in(self.arguments, _parameters(make), sizes))
+        sizes = {"vocabulary_size": vocabulary_size, "sequence_length": sequence_length}
+        module = make(**_with_sizes(self.arguments, _signature(make), **sizes))
         if not isinstance(module, nn.Module):
             raise UserError(f"model.target={self.target} returned a {type(module).__name__}, not a torch.nn.Module")
         return module
 
 
-def _filled_in(arguments: dict[str, Any], accepted: Mapping[str, object], sizes: dict[str, int]) -> dict[str, Any]:
-    """The arguments, after those ``sizes`` that the target has a parameter for."""
-    return {name: size for name, size in sizes.items() if name in accepted} | arguments
-
-
-def _parameters(make: Callable[..., Any]) -> Mapping[str, object]:
+def _signature(make: Callable[..., Any]) -> inspect.Signature | None:
+    """What ``make`` takes, or None for the few callables written in C that do not tell."""
     try:
-        return inspect.signature(make).parameters
+        return inspect.signature(make)
     except ValueError:
-        return {}
+        return None
+
+
+def _with_sizes(arguments: dict[str, Any], signature: inspect.Signature | None, **sizes: int) -> dict[str, Any]:
+    """The arguments, and those of the data's ``sizes`` that the target names and the arguments do not give."""
+    named = signature.parameters if signature is not None else {}
+    return {name: size for name, size in sizes.items() if name in named} | arguments

@@ -114,7 +114,9 @@ class PlmConfig(ModelConfig):
         nope_head = self.nope_head or _share("nope_head", "width", width, heads, "heads")
         rope_head = self.rope_head or _share("rope_head", "nope_head", nope_head, 2)
         if rope_head % 2:
-            raise ValueError(f"rope_head={rope_head} must be even, since rotary positions turn pairs; give an even rope_head")
+            raise ValueError(
+                f"rope_head={rope_head} must be even, since rotary positions turn pairs; give an even rope_head"
+            )
         return Sizes(
             width=width,
             layers=self.layers or preset.layers,
@@ -143,7 +145,9 @@ def _share(size: str, of: str, whole: int, parts: int, parts_name: str = "") -> 
     """``whole / parts``, the value of a ``size`` that was left out."""
     if whole % parts:
         divisor = f"{parts_name}={parts}" if parts_name else str(parts)
-        raise ValueError(f"{of}={whole} is not a multiple of {divisor}, so {size} has no default; change {of} or give {size}")
+        raise ValueError(
+            f"{of}={whole} is not a multiple of {divisor}, so {size} has no default; change {of} or give {size}"
+        )
     return whole // parts
 
 

@@ -146,7 +146,7 @@ def warmed_up(update: int, warmup: int) -> float:
 
 
 def decayed(update: int, start: int, end: int, minimum: float, shape: Shape) -> float:
-    """From 1 at update ``start``, the earliest allowed, to ``minimum`` at ``end``; update ``end`` − 1 is still above."""
+    """From 1 at update ``start``, the least allowed, to ``minimum`` at ``end``; update ``end`` − 1 is still above."""
     if update >= end:
         return minimum
     progress = (update - start) / (end - start)

@@ -141,6 +141,11 @@ def test_no_update_is_wasted_at_either_end():
     assert curve(config, 8) == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
 
 
+def test_warm_up_is_over_when_the_decay_begins_however_the_shares_round():
+    config = WSDCConfig(warmup_ratio=0.5, decay_ratio=0.16, constant_ratio=0.34)
+    assert curve(config, 3) == [1.0, 1.0, 0.1]  # alone, half of 3 updates would round to 2
+
+
 def test_the_default_is_no_schedule():
     assert schedules.names() == ["constant", "cosine", "wsd", "wsdc"]
     assert set(curve(schedules[schedules.default](), 50)) == {1.0}
