@@ -15,7 +15,11 @@ USERS_MISTAKE = 2
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit by its code: 0 done, 2 the user's mistake, 143 stopped by a signal after saving, 1 anything else."""
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)  # argparse takes no positional arguments after options
+    if options := [each for each in rest if each.startswith("-")]:
+        parser.error(f"unknown option: {' '.join(options)}")
+    parsed.overrides += rest
     try:
         code = parsed.command(parsed)
     except UserError as error:

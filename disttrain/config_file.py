@@ -37,7 +37,8 @@ class Settings:
 
     def has(self, path: Path) -> bool:
         """Whether the value at ``path`` was written, rather than left to its default."""
-        return bool(path) and path[-1] in (_get(self.tree, path[:-1]) or ())
+        section = _get(self.tree, path[:-1])
+        return isinstance(section, dict) and path[-1] in section
 
     def complain(self, path: Path, message: str, origin: Origin | None = None) -> None:
         """Note a mistake about the value at ``path``; its origin, unless given, is that of the value."""
@@ -146,11 +147,12 @@ def _set(settings: Settings, keys: Keys, value: Any) -> None:
     """Replace the value at ``keys``, making the sections around it."""
     section = settings.tree
     for depth, key in enumerate(keys[:-1], start=1):
+        outer = keys[:depth]
         if section.get(key) is None:
             section[key] = {}
+            settings.origins[outer] = COMMAND_LINE
         section = section[key]
         if not isinstance(section, dict):
-            outer = keys[:depth]
             settings.complain(keys, f"{dotted(outer)} is not a section ({settings.origin(outer)})", COMMAND_LINE)
             return
     section[keys[-1]] = value

@@ -23,6 +23,7 @@ from disttrain.config_errors import Origin, Path, Problem
 
 MAX_VALUES = 10_000
 MAX_DEPTH = 30
+NOT_UNICODE = "not valid Unicode"
 TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels, or an alias that contains itself"
 
 CONSTANTS = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
@@ -157,10 +158,11 @@ class _Reader:
         if isinstance(node, SequenceNode):
             return [self._value(each, (*path, index), self._origin(each)) for index, each in enumerate(node.value)]
         assert isinstance(node, ScalarNode)
-        if not _is_unicode(node.value):
-            self._complain(path, "not valid Unicode", origin)
+        try:
+            return _scalar(node)
+        except UnicodeDecodeError:
+            self._complain(path, NOT_UNICODE, origin)
             return None
-        return _scalar(node)
 
     def _origin(self, node: Node) -> Origin:
         return self.origin_of_line(node.start_mark.line + 1)
@@ -177,9 +179,8 @@ class _Reader:
         """A mapping without the entries whose key is not usable, and with the first of two equal ones."""
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, ScalarNode) else "?"
+            key, mistake = _key(key_node)
             inner, origin = (*path, key), self._origin(key_node)
-            mistake = _mistake_in_key(key_node)
             if key in values:
                 mistake = f"given twice, first at {self.reading.origins[inner]}"
             if mistake:
@@ -213,20 +214,23 @@ def _description(error: MarkedYAMLError) -> str:
     return f"{text}; indent with spaces, not tabs" if r"'\t'" in text else text
 
 
-def _mistake_in_key(node: Node) -> str | None:
+def _key(node: Node) -> tuple[str, str | None]:
+    """The text of a key, and what is wrong with it."""
     if not isinstance(node, ScalarNode):
-        return "a key must be text"
+        return "?", "a key must be text"
     if node.value == "<<" and node.style is None:
-        return "merging is not supported; write the keys themselves"
-    if not isinstance(_scalar(node), str):
-        return "a key must be text; put it in quotes"
-    return None if _is_unicode(node.value) else "not valid Unicode"
-
-
-def _is_unicode(text: str) -> bool:
-    """False for lone surrogates, which Python text can hold, and JSON cannot."""
-    return not any("\ud800" <= each <= "\udfff" for each in text)
+        return node.value, "merging is not supported; write the keys themselves"
+    try:
+        key = _scalar(node)
+    except UnicodeDecodeError:
+        return node.value, NOT_UNICODE
+    return (key, None) if isinstance(key, str) else (node.value, "a key must be text; put it in quotes")
 
 
 def _scalar(node: ScalarNode) -> Any:
-    return resolve(node.value) if node.style is None else node.value
+    """The value of a scalar; raises UnicodeDecodeError for half of a pair of surrogates.
+
+    JSON escapes a character beyond U+FFFF as such a pair, and JSON is YAML.
+    """
+    text = node.value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    return resolve(text) if node.style is None else text

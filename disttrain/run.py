@@ -19,7 +19,7 @@ from disttrain.config import LoadedConfig, dump, load_config
 from disttrain.data import EpochOrder, share
 from disttrain.launch.rank_info import RankInfo
 from disttrain.launch.shutdown import StopRequest
-from disttrain.launch.start import choose_device, start_threads, start_world
+from disttrain.launch.start import choose_device, start_cpu, start_world
 from disttrain.recording.folder import unused_directory
 from disttrain.strategies.attach import PreparedModule, StrategyOptimizer
 from disttrain.training.meeting import meet
@@ -37,7 +37,7 @@ def start_session(loaded: LoadedConfig, info: RankInfo, stop_request: StopReques
     if info.max_restarts and config.run.directory is None:
         raise UserError("restarts continue the run in its folder, so they need one: set run.directory")
     launch = config.launch
-    start_threads(launch.threads, info.local_world_size)
+    start_cpu(launch.threads, info.local_world_size)
     device = choose_device(launch.device, info.local_rank)
     world = start_world(info, device, launch.backend, launch.interface, launch.timeout)
     directory = Path(config.run.directory or "")

@@ -3,8 +3,11 @@
 import torch
 from hypothesis import HealthCheck, settings
 
+from disttrain.launch.cpu import avoid_broken_amx
+
 settings.register_profile("disttrain", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("disttrain")
 torch.set_num_threads(1)
+avoid_broken_amx()
 
 pytest_plugins = ["tests.kit"]

@@ -10,12 +10,14 @@ import torch
 import torch.distributed as dist
 
 from disttrain.component import UserError
+from disttrain.launch.cpu import avoid_broken_amx
 from disttrain.launch.rank_info import RankInfo
 from disttrain.worlds import TorchWorld
 
 
-def start_threads(threads: int | None, local_world_size: int) -> int:
+def start_cpu(threads: int | None, local_world_size: int) -> int:
     """Give torch ``threads`` CPU threads, by default this worker's share of the cores; returns their number."""
+    avoid_broken_amx()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, cores // local_world_size))
     return torch.get_num_threads()

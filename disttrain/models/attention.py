@@ -42,7 +42,7 @@ def _explicit(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tens
     mask = torch.full((time, time), -torch.inf, dtype=query.dtype, device=query.device).triu(1)
     scores = torch.baddbmm(mask, query.flatten(0, 1), key.flatten(0, 1).mT, alpha=width**-0.5)
     weights = F.dropout(scores.softmax(-1), dropout)
-    return torch.bmm(weights, value.flatten(0, 1)).unflatten(0, query.shape[:2])
+    return torch.bmm(weights, value.flatten(0, 1)).view(*query.shape[:2], time, -1)
 
 
 def _fused_on_cpu(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:

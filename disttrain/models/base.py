@@ -32,14 +32,14 @@ def num_trainable(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def at_least(setting: str, own: int | None, data_has: int) -> int:
+def at_least(setting: str, own: int | None, needed: int) -> int:
     """A size that the model sets itself (``own``) or, where that is None, takes from the data.
 
     Raises:
         UserError: if the model's own size is too small for the data.
     """
     if own is None:
-        return data_has
-    if own < data_has:
-        raise UserError(f"model.{setting}={own} is smaller than the data's {data_has}; raise it or leave it out")
+        return needed
+    if own < needed:
+        raise UserError(f"model.{setting}={own} is too small for the data, which needs at least {needed}")
     return own

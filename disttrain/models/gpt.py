@@ -1,7 +1,7 @@
-"""GPT-2, a decoder with learned positions, LayerNorm and GELU: Language Models are Unsupervised Multitask Learners (2019).
+"""GPT-2, a decoder with learned positions (Language Models are Unsupervised Multitask Learners, 2019).
 
-Pre-norm; tied embeddings; GELU in its tanh form; weights drawn from N(0, 0.02²), those that write to the residual
-stream from N(0, 0.02² / 2 layers), because that many of them add up.
+Pre-norm with LayerNorm; GELU in its tanh form; tied embeddings. Weights are drawn from N(0, 0.02²), except that those
+which write to the residual stream are drawn from N(0, 0.02² / 2 layers), because that many of them add up.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend to all positions up to one's own."""
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = self.qkv(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = causal_attention(query, key, value, dropout=self.dropout if self.training else 0.0)
         attended: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return attended

@@ -6,8 +6,10 @@ No hub is asked and no code of a checkpoint is run: ``path`` must be a local dir
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -25,8 +27,8 @@ class HuggingFaceConfig(ModelConfig):
 
     name: Literal["huggingface"] = "huggingface"
     config: dict[str, Any] | None = None
-    """The model's description: model_type, such as llama or gpt2, and that type's settings by their names in transformers.
-    The vocabulary's size is the data's unless vocab_size is given."""
+    """The model's description: model_type, such as llama or gpt2, and that type's settings by their transformers names.
+    vocab_size is the data's unless it is given."""
     path: str | None = None
     """A local directory with config.json; a name on the hub is refused."""
     pretrained: bool = False
@@ -57,27 +59,26 @@ class HuggingFaceConfig(ModelConfig):
         description = self._description(vocabulary_size)
         _check_fits(description, vocabulary_size, sequence_length)
         description.use_cache = False
+        description.is_decoder = True  # BERT and its kin look ahead without it; decoders do not read it
         module = self._module(description).float()
         module.register_forward_hook(_logits_only)
         return module
 
     def _description(self, vocabulary_size: int) -> PretrainedConfig:
-        transformers = _transformers()
-        try:
-            if self.config is not None:
-                return _described(transformers, {"vocab_size": vocabulary_size} | self.config)
-            return transformers.AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"model.{'config' if self.path is None else 'path'}: {error}") from error
+        if self.config is not None:
+            return _described({"vocab_size": vocabulary_size} | self.config)
+        with _blamed_on(f"path={self.path!r}"):
+            description = _transformers().AutoConfig.from_pretrained(
+                self.path, local_files_only=True, trust_remote_code=False
+            )
+        _check_known(description.model_type)
+        return cast("PretrainedConfig", description)
 
     def _module(self, description: PretrainedConfig) -> nn.Module:
         auto = _transformers().AutoModelForCausalLM
-        if type(description) not in auto._model_mapping:
-            raise UserError(f"transformers has no causal language model of model_type {description.model_type!r}")
-        if not self.pretrained:
-            module: nn.Module = auto.from_config(description, trust_remote_code=False)
-            return module
-        return _with_weights(auto, str(self.path), description)
+        if self.pretrained:
+            return _with_weights(auto, str(self.path), description)
+        return cast(nn.Module, auto.from_config(description, trust_remote_code=False))
 
 
 def _transformers() -> Any:
@@ -88,36 +89,51 @@ def _transformers() -> Any:
     return transformers
 
 
-def _described(transformers: Any, settings: dict[str, Any]) -> PretrainedConfig:
-    """The config object; settings that its model type does not have are refused, where transformers would store them."""
+@contextmanager
+def _blamed_on(setting: str) -> Iterator[None]:
+    """Report whatever transformers raises on the user's own files and values as a mistake in ``setting``."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"model.{setting}: {error}") from error
+
+
+def _described(settings: dict[str, Any]) -> PretrainedConfig:
+    """The description; settings that its model type does not have are refused, where transformers would store them."""
     model_type = settings["model_type"]
-    if model_type not in transformers.CONFIG_MAPPING:
-        near = difflib.get_close_matches(model_type, transformers.CONFIG_MAPPING.keys())
-        raise UserError(f"model.config.model_type={model_type!r} is unknown{_did_you_mean(near)}")
-    known = transformers.AutoConfig.for_model(model_type).to_dict()
-    description: PretrainedConfig = transformers.AutoConfig.for_model(**settings)
+    _check_known(model_type)
+    describe = _transformers().AutoConfig.for_model
+    with _blamed_on("config"):
+        known, description = describe(model_type).to_dict(), describe(**settings)
     stored = description.to_dict()
     for setting in settings:
         if setting in stored and setting not in known:
-            near = difflib.get_close_matches(setting, known)
-            raise UserError(f"model.config.{setting}: {model_type} has no such setting{_did_you_mean(near)}")
-    return description
+            raise UserError(f"model.config.{setting}: {model_type} has no such setting{_nearest(setting, known)}")
+    return cast("PretrainedConfig", description)
 
 
-def _did_you_mean(near: list[str]) -> str:
+def _check_known(model_type: str) -> None:
+    known = _transformers().models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if model_type not in known:
+        near = _nearest(model_type, known)
+        raise UserError(f"transformers has no causal language model of model_type={model_type!r}{near}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _check_fits(description: PretrainedConfig, vocabulary_size: int, sequence_length: int) -> None:
-    """Refuse a vocabulary or a number of positions below the data's; a model without a limit of positions has none."""
+    """Refuse fewer tokens or positions than the data has; a model that declares no limit of positions has none."""
     text = description.get_text_config()
     at_least("config.vocab_size", text.vocab_size, vocabulary_size)
     at_least("config.max_position_embeddings", getattr(text, "max_position_embeddings", None), sequence_length)
 
 
 def _with_weights(auto: Any, path: str, description: PretrainedConfig) -> nn.Module:
-    """The model with the weights at ``path``; a checkpoint that lacks some is refused, where transformers would draw them."""
-    try:
+    """The model with the weights at ``path``, all of them: transformers would draw those that are missing."""
+    with _blamed_on(f"path={path!r}"):
         module, loaded = auto.from_pretrained(
             path,
             config=description,
@@ -126,15 +142,11 @@ def _with_weights(auto: Any, path: str, description: PretrainedConfig) -> nn.Mod
             use_safetensors=True,
             output_loading_info=True,
         )
-    except OSError as error:
-        raise UserError(f"model.path={path!r}: {error}") from error
     missing = sorted(loaded["missing_keys"])
     if missing:
-        raise UserError(
-            f"model.path={path!r}: the weights lack {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}"
-        )
-    return module  # type: ignore[no-any-return]
+        raise UserError(f"model.path={path!r}: {len(missing)} weights are missing, such as {', '.join(missing[:3])}")
+    return cast(nn.Module, module)
 
 
 def _logits_only(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Tensor:
-    return output.logits  # type: ignore[no-any-return]
+    return cast(Tensor, output.logits)

@@ -75,8 +75,8 @@ class PlmConfig(ModelConfig):
 
     name: Literal["plm"] = "plm"
     preset: Literal["tiny", "mini", "1.8b"] = "tiny"
-    """Where width, layers and heads come from when left out. Without their embedding, the presets have 5.97 M parameters,
-    79.9 M and 1.51 B; 1.8b is the published model."""
+    """Where width, layers and heads come from when left out. Without the embedding, tiny has 5.97 M parameters, mini
+    79.9 M, and 1.8b, the published model, 1.51 B."""
     vocabulary_size: Size | None = None
     """Rows of the embedding. Left out: as many tokens as the data has; 151,936 in preset 1.8b."""
     width: Size | None = None
@@ -135,7 +135,7 @@ class PlmConfig(ModelConfig):
         return Plm(self.sizes(), at_least("vocabulary_size", own, vocabulary_size))
 
     def flops_per_token(self, module: nn.Module, sequence_length: int) -> float:
-        """6 for every parameter (the tied embedding counts as output layer) and the causal half of attention's scores."""
+        """6 for every parameter (the embedding, as output layer) and the causal half of attention's scores."""
         sizes = self.sizes()
         per_pair = 6 * sizes.layers * sizes.heads * (sizes.key_head + sizes.value_head)
         return 6.0 * num_trainable(module) + per_pair * sequence_length / 2
@@ -166,20 +166,21 @@ class LatentAttention(nn.Module):
     def forward(self, x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
         """Attend; ``table`` holds the cosines and sines of ``rotary_table``."""
         sizes = self.sizes
-        query_nope, query_rope = self._heads(self.query(x)).split([sizes.nope_head, sizes.rope_head], dim=-1)
-        latent, key_rope = self.kv_down(x).split([sizes.kv_rank, sizes.rope_head], dim=-1)
+        query_nope, query_rope = self._heads(self.query(x), sizes.nope_head, sizes.rope_head)
+        latent, key_rope = torch.split(self.kv_down(x), [sizes.kv_rank, sizes.rope_head], dim=-1)
         # Autocast makes the latent bf16 and leaves the norm's weight fp32, for which there is no fused norm.
         latent = self.kv_norm(latent.to(self.kv_norm.weight.dtype))
-        key_nope, value = self._heads(self.kv_up(latent)).split([sizes.nope_head, sizes.value_head], dim=-1)
+        key_nope, value = self._heads(self.kv_up(latent), sizes.nope_head, sizes.value_head)
         shared = rotate(key_rope.unsqueeze(1), table).expand(-1, sizes.heads, -1, -1)
         query = torch.cat([query_nope, rotate(query_rope, table)], dim=-1)
         mixed = causal_attention(query, torch.cat([key_nope, shared], dim=-1), value)
         attended: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
         return attended
 
-    def _heads(self, x: Tensor) -> Tensor:
-        """``[batch, time, heads · n]`` as ``[batch, heads, time, n]``."""
-        return x.unflatten(-1, (self.sizes.heads, -1)).transpose(1, 2)
+    def _heads(self, x: Tensor, *widths: int) -> tuple[Tensor, ...]:
+        """``[batch, time, heads · sum(widths)]`` as one ``[batch, heads, time, width]`` for each width."""
+        by_head = x.view(*x.shape[:-1], self.sizes.heads, -1).transpose(1, 2)
+        return torch.split(by_head, list(widths), dim=-1)
 
 
 class SquaredReLU(nn.Module):

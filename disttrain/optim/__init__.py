@@ -3,12 +3,12 @@
 from disttrain.optim.adamw import AdamWConfig
 from disttrain.optim.base import OptimizerConfig, optimizers
 from disttrain.optim.combined import CombinedOptimizer
+from disttrain.optim.group_table import GroupRow, table
 from disttrain.optim.groups import NO_DECAY, ROLES, Decay, ParameterGroup, Role, build_param_groups
 from disttrain.optim.imported import ImportedConfig
 from disttrain.optim.muon import MuonConfig
 from disttrain.optim.schedules import ConstantConfig, CosineConfig, ScheduleConfig, WSDCConfig, WSDConfig, schedules
 from disttrain.optim.sgd import SGDConfig
-from disttrain.optim.table import GroupRow, table
 
 __all__ = [
     "NO_DECAY",
