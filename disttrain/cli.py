@@ -31,14 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="disttrain", description="Train PyTorch models data-parallel over any network.")
+    parser = argparse.ArgumentParser(
+        prog="disttrain", description="Train PyTorch models data-parallel over any network.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="train on this host's workers", description=_train.__doc__)
+    train = commands.add_parser("train", help="train on this host's workers", description=_train.__doc__, allow_abbrev=False)
     train.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes to start (default 1)")
     train.add_argument("--max-restarts", type=_natural, default=0, metavar="N", help="restarts after failures (default 0)")
     _add_config(train, _train)
     config = commands.add_parser("config", help="look at a config").add_subparsers(required=True, metavar="COMMAND")
-    show_parser = config.add_parser("show", help="the resolved config", description=_show.__doc__)
+    show_parser = config.add_parser("show", help="the resolved config", description=_show.__doc__, allow_abbrev=False)
     _add_config(show_parser, _show)
     return parser
 
@@ -57,6 +59,7 @@ def _train(parsed: argparse.Namespace) -> int:
     loaded = load_config(parsed.config, parsed.overrides)
     config = loaded.config
     config.check_world(parsed.workers)
+    config.check_data()
     overrides = list(parsed.overrides)
     if config.run.directory is None:
         folder = RunFolder(unused_directory(config.run.name or Path(parsed.config).stem))
@@ -69,7 +72,7 @@ def _train(parsed: argparse.Namespace) -> int:
 
 def _show(parsed: argparse.Namespace) -> int:
     """Print the resolved config, each value with where it comes from; the output is a config file again."""
-    print(show(load_config(parsed.config, parsed.overrides)))
+    print(show(load_config(parsed.config, parsed.overrides)), end="")
     return 0
 
 
@@ -84,3 +87,7 @@ def _natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}")
     return int(text)
+
+
+if __name__ == "__main__":
+    main()

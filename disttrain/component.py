@@ -28,7 +28,11 @@ class Config(BaseModel):
     """A frozen set of settings: unknown keys are refused, and a value is never coerced from another type."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
     )
 
 

@@ -40,6 +40,7 @@ __all__ = ["ConfigError", "LoadedConfig", "RunConfig", "difference", "dump", "lo
 REGISTRIES: Mapping[str, Registry[Any]] = {
     each.section: each for each in (models, data_sources, objectives, optimizers, schedules, strategies)
 }
+DEFAULT_NAMES = {section: registry.default for section, registry in REGISTRIES.items()}
 
 
 def _default(registry: Registry[Any]) -> Any:
@@ -64,10 +65,15 @@ class RunConfig(Config):
     strategy: SerializeAsAny[StrategyConfig] = Field(default_factory=lambda: _default(strategies))
     """What the workers exchange, and when."""
     training: TrainingConfig = TrainingConfig()
+    """How long to train, on how much at once, and how carefully."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When to save what the run needs to be continued."""
     recording: RecordingConfig = RecordingConfig()
+    """What is written down while training."""
     run: RunFolderConfig = RunFolderConfig()
+    """What the run is called and where it is kept."""
     launch: LaunchConfig = LaunchConfig()
+    """What the workers run on, and how they reach each other."""
 
     @field_validator("run")
     @classmethod
@@ -85,15 +91,25 @@ class RunConfig(Config):
         """
         batch_size, passes = self.training.batch_size, self.training.gradient_accumulation
         share = world_size * passes
-        if batch_size % share:
-            below, above = batch_size // share * share, math.ceil(batch_size / share) * share
-            nearest = f"{below} or {above}" if below else f"{above}"
-            raise ConfigError(
-                [
-                    f"training.batch_size: must be a multiple of {share}, {world_size} workers × "
-                    f"training.gradient_accumulation={passes}, such as {nearest} (got {batch_size})"
-                ]
-            )
+        if batch_size % share == 0:
+            return
+        below, above = batch_size // share * share, math.ceil(batch_size / share) * share
+        message = (
+            f"training.batch_size: must be a multiple of {share} ({world_size} workers × "
+            f"training.gradient_accumulation={passes}), such as {f'{below} or {above}' if below else above} (got {batch_size})"
+        )
+        raise ConfigError([message])
+
+    def check_data(self) -> None:
+        """Check what can be seen of the data without loading it.
+
+        Raises:
+            ConfigError: if files are missing, or too few.
+        """
+        try:
+            self.data.check()
+        except ValueError as error:
+            raise ConfigError([f"data: {error}"]) from None
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         ConfigError: with every mistake that was found.
     """
     settings = read_file(path)
-    apply_overrides(settings, overrides, {section: registry.default for section, registry in REGISTRIES.items()})
+    apply_overrides(settings, overrides, DEFAULT_NAMES)
     _import_modules(settings, Path(path))
     _complete(settings, Path(path))
     config = _validate(settings)
@@ -174,8 +190,7 @@ def _complete(settings: Settings, file: Path) -> None:
     for section in RunConfig.model_fields.keys() - {"imports"}:
         if settings.tree.get(section) is None:
             settings.tree[section] = {}
-    names = {section: registry.default for section, registry in REGISTRIES.items()}
-    for section, name in (names | {"run": _safe_name(file)}).items():
+    for section, name in (DEFAULT_NAMES | {"run": _safe_name(file)}).items():
         written = settings.tree[section]
         if isinstance(written, dict) and written.get("name") is None:
             written["name"] = name
@@ -189,9 +204,7 @@ def _safe_name(file: Path) -> str:
 
 def _validate(settings: Settings) -> RunConfig:
     """The config, or every mistake in it; what has a problem already is not reported a second time."""
-    model = _loadable_class(
-        tuple(tuple(registry[name] for name in registry.names()) for registry in REGISTRIES.values())
-    )
+    model = _loadable_class(tuple(registry[name] for registry in REGISTRIES.values() for name in registry.names()))
     try:
         draft = model.model_validate_json(json.dumps(settings.tree))
     except ValidationError as error:
@@ -205,17 +218,16 @@ def _validate(settings: Settings) -> RunConfig:
 
 
 @functools.lru_cache(maxsize=8)
-def _loadable_class(contents: tuple[tuple[type, ...], ...]) -> type[RunConfig]:
-    """:class:`RunConfig` with each component one of the registered classes; these are the cache's key."""
+def _loadable_class(registered: tuple[type, ...]) -> type[RunConfig]:
+    """:class:`RunConfig` with each component one of the ``registered`` classes, which are here as the cache's key."""
     components: dict[str, Any] = {section: (registry.union(), ...) for section, registry in REGISTRIES.items()}
     return create_model("LoadableRunConfig", __base__=RunConfig, **components)
 
 
 def _error(settings: Settings) -> ConfigError:
     """Every problem, in the order of the file's lines; the command line's last."""
-    return ConfigError(
-        map(str, sorted(settings.problems, key=lambda each: (each.origin == COMMAND_LINE, each.origin.line or 0)))
-    )
+    in_order = sorted(settings.problems, key=lambda each: (each.origin == COMMAND_LINE, each.origin.line or 0))
+    return ConfigError(map(str, in_order))
 
 
 def _origins(settings: Settings, config: RunConfig) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from disttrain.component import UserError
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """Where a value stands in a config: keys, and indices of lists."""
 
 EXPECTED = {
@@ -68,7 +68,7 @@ class Problem(NamedTuple):
     """
 
     origin: Origin
-    path: Path
+    path: KeyPath
     message: str
 
     def __str__(self) -> str:
@@ -88,19 +88,17 @@ class ConfigError(UserError):
         super().__init__("\n".join(self.lines))
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """A path as it is written on the command line: ``optimizer.groups[0].lr``."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
-def explain(
-    errors: Sequence[ErrorDetails], tree: Mapping[str, Any], model: type[BaseModel]
-) -> Iterator[tuple[Path, str]]:
+def explain(errors: Sequence[ErrorDetails], tree: Mapping[str, Any], model: type[BaseModel]) -> Iterator[tuple[KeyPath, str]]:
     """Path and message of every mistake that pydantic found when it validated ``tree`` as ``model``.
 
     A value that fits none of several allowed types has one error for each; these become one message.
     """
-    found: dict[Path, tuple[list[str], str]] = {}
+    found: dict[KeyPath, tuple[list[str], str]] = {}
     for error in errors:
         path = _path(error, tree, model)
         messages, _ = found.setdefault(path, ([], _got(error, path)))
@@ -109,7 +107,7 @@ def explain(
         yield path, " or ".join(dict.fromkeys(messages)) + got
 
 
-def _path(error: ErrorDetails, tree: Any, model: type[BaseModel]) -> Path:
+def _path(error: ErrorDetails, tree: Any, model: type[BaseModel]) -> KeyPath:
     """The error's location in ``tree``, without the tags of unions that pydantic mixes in."""
     path: list[str | int] = []
     node = tree
@@ -126,14 +124,10 @@ def _path(error: ErrorDetails, tree: Any, model: type[BaseModel]) -> Path:
 
 def _holds(node: Any, part: str | int) -> bool:
     """Whether ``node[part]`` exists."""
-    return (
-        part in node
-        if isinstance(node, dict)
-        else isinstance(node, list) and isinstance(part, int) and part < len(node)
-    )
+    return part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int) and part < len(node)
 
 
-def _message(error: ErrorDetails, path: Path, tree: Mapping[str, Any], model: type[BaseModel]) -> str:
+def _message(error: ErrorDetails, path: KeyPath, tree: Mapping[str, Any], model: type[BaseModel]) -> str:
     """What is wrong, without the value."""
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
@@ -148,7 +142,7 @@ def _message(error: ErrorDetails, path: Path, tree: Mapping[str, Any], model: ty
     return str(context.get("error", error["msg"]))  # a validator's own words come without pydantic's prefix
 
 
-def _got(error: ErrorDetails, path: Path) -> str:
+def _got(error: ErrorDetails, path: KeyPath) -> str:
     """The value that was refused, where the message is about the value."""
     kind, value = error["type"], error["input"]
     is_about_a_key = kind in ("missing", "extra_forbidden", "union_tag_not_found") or _is_about_a_name(error, path)
@@ -159,19 +153,19 @@ def _got(error: ErrorDetails, path: Path) -> str:
     return f" (got {shown}{', which needs quotes to be text' if kind == 'string_type' else ''})"
 
 
-def _is_about_a_name(error: ErrorDetails, path: Path) -> bool:
+def _is_about_a_name(error: ErrorDetails, path: KeyPath) -> bool:
     """Whether a component's name is none of the registered ones; where only one is, pydantic has no union."""
     is_only_choice = error["type"] == "literal_error" and len(path) > 1 and path[-1] == "name"
     return error["type"] == "union_tag_invalid" or is_only_choice
 
 
-def _unknown_name(path: Path, name: str, expected: str) -> str:
+def _unknown_name(path: KeyPath, name: str, expected: str) -> str:
     """Message for a component that nobody registered; pydantic lists the ``expected`` ones in one string."""
     names = re.findall("'([^']*)'", expected)
     return f'unknown {path[-2]} "{name}"; {_did_you_mean(name, names)}registered: {", ".join(names)}'
 
 
-def _unknown_key(path: Path, tree: Mapping[str, Any], model: type[BaseModel]) -> str:
+def _unknown_key(path: KeyPath, tree: Mapping[str, Any], model: type[BaseModel]) -> str:
     """Message for a key that its section does not have; it may be a typo, or at home in one other section."""
     section, key = path[:-1], str(path[-1])
     if "." in key:
@@ -196,7 +190,7 @@ def _homes(key: str, tree: Mapping[str, Any], model: type[BaseModel]) -> Iterato
             yield f"{section}.{key}"
 
 
-def _classes(path: Path, tree: Any, model: type[BaseModel]) -> list[type[BaseModel]]:
+def _classes(path: KeyPath, tree: Any, model: type[BaseModel]) -> list[type[BaseModel]]:
     """The classes that the section at ``path`` may have: one, if the section's name tells."""
     classes, node = [model], tree
     for part in path:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from disttrain.config_errors import Origin, Path, Problem, dotted
+from disttrain.config_errors import KeyPath, Origin, Problem, dotted
 from disttrain.config_yaml import read_yaml
 
 Keys = tuple[str, ...]
@@ -26,21 +26,21 @@ class Settings:
 
     tree: dict[str, Any] = field(default_factory=dict)
     """Plain values, as in JSON."""
-    origins: dict[Path, Origin] = field(default_factory=dict)
+    origins: dict[KeyPath, Origin] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
-    def origin(self, path: Path) -> Origin:
+    def origin(self, path: KeyPath) -> Origin:
         """Where the value at ``path`` was written, or the nearest section around it."""
         around = (path[:length] for length in range(len(path), -1, -1))
         return next((self.origins[each] for each in around if each in self.origins), DEFAULT)
 
-    def has(self, path: Path) -> bool:
+    def has(self, path: KeyPath) -> bool:
         """Whether the value at ``path`` was written, rather than left to its default."""
         section = _get(self.tree, path[:-1])
         return isinstance(section, dict) and path[-1] in section
 
-    def complain(self, path: Path, message: str, origin: Origin | None = None) -> None:
+    def complain(self, path: KeyPath, message: str, origin: Origin | None = None) -> None:
         """Note a mistake about the value at ``path``; its origin, unless given, is that of the value."""
         self.problems.append(Problem(origin or self.origin(path), path, message))
 
@@ -136,7 +136,7 @@ def _drop_other_class(settings: Settings, section: Keys, name: Any, default_name
         _forget_origins_inside(settings, section)
 
 
-def _get(tree: Any, keys: Path) -> Any:
+def _get(tree: Any, keys: KeyPath) -> Any:
     """The value at ``keys``, or None."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None

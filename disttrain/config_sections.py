@@ -104,9 +104,7 @@ class RunFolderConfig(Config):
     @classmethod
     def _can_name_a_folder(cls, value: str | None) -> str | None:
         if value is not None and not SAFE_NAME.fullmatch(value):
-            raise ValueError(
-                "must be 1 to 100 letters, digits, dots, underscores and dashes, the first not a dot or dash"
-            )
+            raise ValueError("must be 1 to 100 letters, digits, dots, underscores and dashes, the first not a dot or dash")
         return value
 
 

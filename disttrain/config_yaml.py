@@ -19,7 +19,7 @@ from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from disttrain.config_errors import Origin, Path, Problem
+from disttrain.config_errors import KeyPath, Origin, Problem
 
 MAX_VALUES = 10_000
 MAX_DEPTH = 30
@@ -44,19 +44,19 @@ class Reading:
     """What a YAML text says."""
 
     value: Any = None
-    origins: dict[Path, Origin] = field(default_factory=dict)
+    origins: dict[KeyPath, Origin] = field(default_factory=dict)
     """Where each value inside ``value`` was written."""
     problems: list[Problem] = field(default_factory=list)
 
 
-def read_yaml(text: str, path: Path, origin_of_line: Callable[[int], Origin]) -> Reading:
+def read_yaml(text: str, path: KeyPath, origin_of_line: Callable[[int], Origin]) -> Reading:
     """Read a text whose value stands at ``path`` of a config; a value that cannot be read is None, with a problem."""
     reader = _Reader(origin_of_line)
     reader.read(text, path)
     return reader.reading
 
 
-def resolve(text: str) -> Any:
+def resolve_plain(text: str) -> Any:
     """What unquoted text means: null, a boolean, a number, or the text itself.
 
     ``1e6`` is a whole number: this is how people write large ones. A number too large for a float stays text.
@@ -72,7 +72,7 @@ def resolve(text: str) -> Any:
     return int(number) if is_whole else number
 
 
-def write_yaml(tree: Mapping[str, Any], comment: Callable[[Path], str] | None = None) -> str:
+def write_yaml(tree: Mapping[str, Any], comment: Callable[[KeyPath], str] | None = None) -> str:
     """``tree`` as YAML, one line for each leaf, with ``comment(path)`` behind it in a column."""
     rows = list(_rows(tree, ()))
     if comment is None:
@@ -81,7 +81,7 @@ def write_yaml(tree: Mapping[str, Any], comment: Callable[[Path], str] | None = 
     return "".join(f"{text:<{width}}  # {comment(path)}\n" if path else f"{text}\n" for text, path in rows)
 
 
-def leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def leaves(tree: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     """Every value that is not a section, with its path; an empty section counts as a value."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -90,7 +90,7 @@ def leaves(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any
             yield (*path, key), value
 
 
-def _rows(tree: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Path | None]]:
+def _rows(tree: Mapping[str, Any], path: KeyPath) -> Iterator[tuple[str, KeyPath | None]]:
     """Lines of block style, with the path of the leaf that each holds, or None for a section's heading."""
     indent = "  " * len(path)
     for key, value in tree.items():
@@ -114,7 +114,7 @@ def _flow(value: Any) -> str:
 
 def _text(text: str) -> str:
     """Text, in quotes where it would otherwise be read as something else; what cannot be printed is escaped."""
-    if PLAIN.fullmatch(text) and isinstance(resolve(text), str) and not YAML_1_1_BOOLEAN.fullmatch(text):
+    if PLAIN.fullmatch(text) and isinstance(resolve_plain(text), str) and not YAML_1_1_BOOLEAN.fullmatch(text):
         return text
     quoted = json.dumps(text, ensure_ascii=False)
     return "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in quoted)
@@ -135,7 +135,7 @@ class _Reader:
         self.origin_of_line = origin_of_line
         self.reading, self.num_values = Reading(), 0
 
-    def read(self, text: str, path: Path) -> None:
+    def read(self, text: str, path: KeyPath) -> None:
         """Read the whole text; whatever is wrong with the whole of it becomes a problem at ``path``."""
         try:
             node = _compose(text)
@@ -143,10 +143,10 @@ class _Reader:
         except _UnreadableError as error:
             self._complain(path, str(error), self.origin_of_line(error.line))
 
-    def _complain(self, path: Path, message: str, origin: Origin) -> None:
+    def _complain(self, path: KeyPath, message: str, origin: Origin) -> None:
         self.reading.problems.append(Problem(origin, path, message))
 
-    def _value(self, node: Node, path: Path, origin: Origin) -> Any:
+    def _value(self, node: Node, path: KeyPath, origin: Origin) -> Any:
         """The plain value of any node, which stands at ``path`` and was written at ``origin``."""
         self._limit(path)
         self.reading.origins[path] = origin
@@ -167,7 +167,7 @@ class _Reader:
     def _origin(self, node: Node) -> Origin:
         return self.origin_of_line(node.start_mark.line + 1)
 
-    def _limit(self, path: Path) -> None:
+    def _limit(self, path: KeyPath) -> None:
         """Aliases make a short text large, or endless: count what they stand for."""
         self.num_values += 1
         if self.num_values > MAX_VALUES:
@@ -175,7 +175,7 @@ class _Reader:
         if len(path) > MAX_DEPTH:
             raise _UnreadableError(TOO_DEEP)
 
-    def _mapping(self, node: MappingNode, path: Path) -> dict[str, Any]:
+    def _mapping(self, node: MappingNode, path: KeyPath) -> dict[str, Any]:
         """A mapping without the entries whose key is not usable, and with the first of two equal ones."""
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -233,4 +233,4 @@ def _scalar(node: ScalarNode) -> Any:
     JSON escapes a character beyond U+FFFF as such a pair, and JSON is YAML.
     """
     text = node.value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
-    return resolve(text) if node.style is None else text
+    return resolve_plain(text) if node.style is None else text

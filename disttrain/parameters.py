@@ -33,7 +33,7 @@ class Unit:
 
     def of(self, x: Tensor) -> Tensor:
         """The parameter's part of flat vectors ``[..., d]``, as a view ``[..., *shape]``."""
-        return x.narrow(-1, self.offset, self.numel).unflatten(-1, self.shape) if self.shape else x[..., self.offset]
+        return x.narrow(-1, self.offset, self.numel).view(*x.shape[:-1], *self.shape)
 
 
 @dataclass(frozen=True)
@@ -110,5 +110,5 @@ def sha256_of(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         raw = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(name.encode())
-        digest.update(raw.numpy())
+        digest.update(raw.numpy().data)
     return digest.hexdigest()

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from disttrain.component import UserError
 from disttrain.config import load_config
 from disttrain.launch.rank_info import RankInfo
-from disttrain.launch.shutdown import DONE, STOPPED, StopRequest, USERS_MISTAKE, leave, run_worker, stop_with_parent
-from disttrain.component import UserError
+from disttrain.launch.shutdown import DONE, STOPPED, USERS_MISTAKE, StopRequest, leave, run_worker, stop_with_parent
 
 
 def main(arguments: Sequence[str] = sys.argv[1:]) -> NoReturn:
@@ -37,6 +37,7 @@ def _train(arguments: Sequence[str], info: RankInfo, stop_request: StopRequest, 
     if info.rank == 0:
         for notice in loaded.notices:
             print(f"note: {notice}", flush=True)
+    loaded.config.check_data()
     session = start_session(loaded, info, stop_request)
     folder[:] = [session.folder.path]
     fit(session)

@@ -37,7 +37,16 @@ class WorkerFailed(AssertionError):
 def server() -> ForkServerContext:
     """Where workers are forked from: a process that has torch in memory and no threads."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.kit", "torch._dynamo", "torch.testing", "disttrain.strategies.attach", "disttrain.worker", "disttrain.training.loop"])
+    context.set_forkserver_preload(
+        [
+            "tests.kit",
+            "torch._dynamo",
+            "torch.testing",
+            "disttrain.strategies.attach",
+            "disttrain.worker",
+            "disttrain.training.loop",
+        ]
+    )
     return context
 
 

@@ -127,9 +127,7 @@ def test_an_override_that_cannot_be_applied(text, line):
     assert complaints({"s": {"t": [1]}}, text) == [line]
 
 
-@pytest.mark.parametrize(
-    "pair", [("a=1", "a=1"), ("a.b=1", "a={c: 1}"), ("a={c: 1}", "a.b=1"), ("a.b.c=1", "a.b=null")]
-)
+@pytest.mark.parametrize("pair", [("a=1", "a=1"), ("a.b=1", "a={c: 1}"), ("a={c: 1}", "a.b=1"), ("a.b.c=1", "a.b=null")])
 def test_two_overrides_of_one_value_are_refused(pair):
     first, second = (text.partition("=")[0] for text in pair)
     assert complaints({}, *pair) == [f"command line: {second}: given twice, first as {first}"]
@@ -171,6 +169,4 @@ def test_a_component_inside_a_component_is_swapped_alone():
 
 
 def test_only_components_are_swapped():
-    assert override({"run": {"name": "a", "directory": "b"}}, "run.name=c").tree == {
-        "run": {"name": "c", "directory": "b"}
-    }
+    assert override({"run": {"name": "a", "directory": "b"}}, "run.name=c").tree == {"run": {"name": "c", "directory": "b"}}

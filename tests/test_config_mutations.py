@@ -59,8 +59,8 @@ optimizer: &settings {name: import, target: "torch.optim:Adagrad", arguments: {e
 imports: []
 """,
 ]
-KEYS = sorted({".".join(path) for path, _ in leaves(RunConfig().model_dump(mode="json"))} | set(RunConfig.model_fields))
-
+DEFAULTS = {".".join(path): value for path, value in leaves(RunConfig().model_dump(mode="json"))}
+KEYS = sorted(DEFAULTS.keys() | RunConfig.model_fields.keys())
 SCALARS = [
     "-1",
     "0",
@@ -82,17 +82,13 @@ SCALARS += ["{a: {b: [c]}}", "*settings", "!!python/name:os.abort", "<<", "\ud80
 
 trees = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=4), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )
 yaml_values = st.sampled_from(SCALARS) | trees.map(json.dumps)
-overrides = st.lists(
-    st.builds("{}={}".format, st.sampled_from(KEYS) | st.text("ab.=_ ", max_size=6), yaml_values)
-    | st.text(max_size=10),
-    max_size=3,
-)
+harmless_overrides = st.sampled_from(sorted(DEFAULTS)).map(lambda key: f"{key}={json.dumps(DEFAULTS[key])}")
+other_overrides = st.builds("{}={}".format, st.sampled_from(KEYS) | st.text("ab.=_ ", max_size=6), yaml_values)
+overrides = st.just([]) | st.lists(harmless_overrides | other_overrides | st.text(max_size=10), max_size=3)
 
 
 def typo(text, draw):
@@ -127,17 +123,13 @@ def other_section(text, draw):
 def other_bytes(text, draw):
     """Put arbitrary bytes somewhere."""
     at = draw(st.integers(0, len(text)))
-    return (
-        text[:at] + draw(st.binary(max_size=4)).decode(errors="surrogateescape") + text[at + draw(st.integers(0, 3)) :]
-    )
+    return text[:at] + draw(st.binary(max_size=4)).decode(errors="surrogateescape") + text[at + draw(st.integers(0, 3)) :]
 
 
 @st.composite
 def mutated_configs(draw):
     text = draw(st.sampled_from(CONFIGS))
-    for mutate in draw(
-        st.lists(st.sampled_from([typo, other_value, other_lines, other_section, other_bytes]), max_size=3)
-    ):
+    for mutate in draw(st.lists(st.sampled_from([typo, other_value, other_lines, other_section, other_bytes]), max_size=3)):
         text = mutate(text, draw)
     return text.encode(errors="surrogateescape" if "\ud800" not in text else "surrogatepass")
 

@@ -10,13 +10,14 @@ import platform
 import sysconfig
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from disttrain.data.base import Corpus, DataConfig, corpus_of, data_sources
 from disttrain.data.documents import Document, find_documents, split_documents
 from disttrain.data.encoders import ByteEncoder, encode_documents
+from disttrain.quantities import Size
 
 SKIPPED_FOLDERS = {
     *("site-packages", "dist-packages"),  # other people's
@@ -36,8 +37,8 @@ class PythonSourceConfig(DataConfig):
     validation_ratio: float = Field(0.05, gt=0, lt=1)
     """Share of the files to validate on, chosen by a hash of their names."""
 
-    max_bytes: int | None = Field(None, gt=0)
-    """Take no more than this, the first files by name, whole; null takes all."""
+    max_bytes: Annotated[Size, Field(gt=0)] | None = None
+    """Take no more than this (such as 2MB), the first files by name, whole; null takes all."""
 
     def check(self) -> None:
         """Raise ValueError if this Python came without its sources, or max_bytes leaves too few."""
@@ -60,9 +61,7 @@ class PythonSourceConfig(DataConfig):
         folder = standard_library()
         documents = find_documents(folder, [".py"], skip=_is_skipped)
         if len(documents) < 2:
-            raise ValueError(
-                f"data.name=python_source: {folder} has no .py files; use data.name=text with files of yours"
-            )
+            raise ValueError(f"data.name=python_source: {folder} has no .py files; use data.name=text with files of yours")
         if self.max_bytes is None:
             return documents
         totals = accumulate(len(document.read()) for document in documents)

@@ -30,7 +30,7 @@ class Ending:
     reason: str = ""
 
 
-class WorkerLogs(LogsSpecs):
+class WorkerLogs(LogsSpecs):  # type: ignore[misc]
     """Worker 0 writes to the terminal; everything else goes to ``logs/rankN.log`` of the run folder."""
 
     def __init__(self, directory: Path, attempt: int) -> None:

@@ -1,4 +1,4 @@
-"""Processors that promise what they do not keep.
+"""What a CPU needs before it trains: memory that is not handed back after every step, and matrix products that do not crash.
 
 Some virtual machines advertise Intel's AMX but hide its palettes (CPUID leaf 0x1D is empty). oneDNN, which torch's bf16 matrix
 products on CPUs use, then configures no tiles and dies by SIGILL. A child process tries one such product first; if it is
@@ -7,6 +7,7 @@ killed, oneDNN is told to do without AMX.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import functools
 import os
@@ -14,6 +15,19 @@ import sys
 from pathlib import Path
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next step, instead of mapping it anew and touching every page; Linux only.
+
+    Tensors of up to 32 MiB come from the heap, and the heap does not shrink. Both are needed: either alone switches off
+    glibc's own adaptation.
+    """
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        ctypes.CDLL(None).mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def avoid_broken_amx() -> None:

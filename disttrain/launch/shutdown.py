@@ -25,7 +25,13 @@ from disttrain.component import UserError
 from disttrain.launch.rank_info import RankInfo
 
 DONE, FAILED, USERS_MISTAKE, STOPPED = 0, 1, 2, 143
-LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "remote process exited")
+LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "remote process exited",
+)
 
 
 class StopRequest:

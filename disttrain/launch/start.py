@@ -10,13 +10,14 @@ import torch
 import torch.distributed as dist
 
 from disttrain.component import UserError
-from disttrain.launch.cpu import avoid_broken_amx
+from disttrain.launch.cpu import avoid_broken_amx, keep_freed_memory
 from disttrain.launch.rank_info import RankInfo
 from disttrain.worlds import TorchWorld
 
 
 def start_cpu(threads: int | None, local_world_size: int) -> int:
     """Give torch ``threads`` CPU threads, by default this worker's share of the cores; returns their number."""
+    keep_freed_memory()
     avoid_broken_amx()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, cores // local_world_size))
@@ -51,7 +52,7 @@ def start_world(info: RankInfo, device: torch.device, backend: str, interface: s
         raise UserError(f"launch.backend=nccl needs a GPU for every worker, and this one is on {device}: use gloo")
     if interface is not None:
         _use_interface(interface)
-    alone = dist.HashStore() if info.launcher == "none" else None
+    alone = dist.HashStore() if info.launcher == "none" else None  # type: ignore[attr-defined]
     dist.init_process_group(
         backend,
         store=alone,

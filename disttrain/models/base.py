@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import nn
 
 from disttrain.component import ComponentConfig, Registry, UserError
+
+Size = Annotated[int, Field(gt=0)]
 
 
 class ModelConfig(ComponentConfig):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from disttrain.models.attention import causal_attention
-from disttrain.models.base import ModelConfig, at_least, models, num_trainable
+from disttrain.models.base import ModelConfig, Size, at_least, models, num_trainable
 
-Size = Annotated[int, Field(gt=0)]
 INITIAL_DEVIATION = 0.02
 
 

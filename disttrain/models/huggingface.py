@@ -68,9 +68,7 @@ class HuggingFaceConfig(ModelConfig):
         if self.config is not None:
             return _described({"vocab_size": vocabulary_size} | self.config)
         with _blamed_on(f"path={self.path!r}"):
-            description = _transformers().AutoConfig.from_pretrained(
-                self.path, local_files_only=True, trust_remote_code=False
-            )
+            description = _transformers().AutoConfig.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
         _check_known(description.model_type)
         return cast("PretrainedConfig", description)
 

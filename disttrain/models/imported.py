@@ -33,9 +33,7 @@ class ImportedConfig(ModelConfig):
     def _target_is_callable(cls, target: str) -> str:
         found = resolve(target)
         if not callable(found):
-            raise ValueError(
-                f"{target!r} is a {type(found).__name__}; it must be a class or function that makes a model"
-            )
+            raise ValueError(f"{target!r} is a {type(found).__name__}; it must be a class or function that makes a model")
         return target
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ Deviation: none in the mathematics; rows of W_Q, W_DKV and W_UKV are in DeepSeek
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from disttrain.models.attention import causal_attention
-from disttrain.models.base import ModelConfig, at_least, models, num_trainable
+from disttrain.models.base import ModelConfig, Size, at_least, models, num_trainable
 from disttrain.models.rotary import rotary_table, rotate
 
-Size = Annotated[int, Field(gt=0)]
 NORM_EPSILON = 1e-6
 INITIAL_DEVIATION = 0.02
 
@@ -114,9 +113,7 @@ class PlmConfig(ModelConfig):
         nope_head = self.nope_head or _share("nope_head", "width", width, heads, "heads")
         rope_head = self.rope_head or _share("rope_head", "nope_head", nope_head, 2)
         if rope_head % 2:
-            raise ValueError(
-                f"rope_head={rope_head} must be even, since rotary positions turn pairs; give an even rope_head"
-            )
+            raise ValueError(f"rope_head={rope_head} must be even, since rotary positions turn pairs; give an even rope_head")
         return Sizes(
             width=width,
             layers=self.layers or preset.layers,
@@ -145,9 +142,7 @@ def _share(size: str, of: str, whole: int, parts: int, parts_name: str = "") -> 
     """``whole / parts``, the value of a ``size`` that was left out."""
     if whole % parts:
         divisor = f"{parts_name}={parts}" if parts_name else str(parts)
-        raise ValueError(
-            f"{of}={whole} is not a multiple of {divisor}, so {size} has no default; change {of} or give {size}"
-        )
+        raise ValueError(f"{of}={whole} is not a multiple of {divisor}, so {size} has no default; change {of} or give {size}")
     return whole // parts
 
 

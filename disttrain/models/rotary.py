@@ -25,6 +25,6 @@ def rotary_table(time: int, width: int, base: float, device: torch.device) -> tu
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Turn every interleaved pair of ``x``, ``[..., time, width]``; computed in float32, returned in x's dtype."""
     cosine, sine = table
-    even, odd = x[..., 0::2], x[..., 1::2]
+    even, odd = x.view(*x.shape[:-1], -1, 2).unbind(-1)
     turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
     return turned.flatten(-2).to(x.dtype)

@@ -131,9 +131,7 @@ class WSDCConfig(_Phases):
     @model_validator(mode="after")
     def _constant_phase_learns(self) -> Self:
         if self.constant_ratio > 0 and self.minimum_lr_ratio == 0:
-            raise ValueError(
-                "a constant phase at minimum_lr_ratio=0 trains nothing; raise it, or use schedule.name=wsd"
-            )
+            raise ValueError("a constant phase at minimum_lr_ratio=0 trains nothing; raise it, or use schedule.name=wsd")
         return self
 
     def _tail(self) -> float:

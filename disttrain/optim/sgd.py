@@ -31,9 +31,7 @@ class SGDConfig(OptimizerConfig):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
         if self.nesterov and self.momentum == 0:
-            raise ValueError(
-                "nesterov=true looks ahead along the momentum, and momentum=0 has none; change one of them"
-            )
+            raise ValueError("nesterov=true looks ahead along the momentum, and momentum=0 has none; change one of them")
         return self
 
     def build(self, module: nn.Module) -> SGD:

@@ -68,5 +68,5 @@ def unused_directory(name: str, parent: Path = Path("runs")) -> Path:
 def write_atomically(path: Path, text: str) -> None:
     """Write a small text file so that a reader sees the old content or the new, never half of it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     beside.replace(path)

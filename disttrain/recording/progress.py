@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Table
 
 PEAK_FLOPS = {  # dense bf16 FLOP/s of one device, from its data sheet; a device not listed gets no MFU rather than a guess
@@ -29,7 +29,9 @@ class Display:
 
     def __init__(self, total_steps: int, speaks: bool) -> None:
         self.console = Console(quiet=not speaks, soft_wrap=not sys.stdout.isatty(), highlight=False)
-        self._total, self._bar, self._task = total_steps, None, None
+        self._total = total_steps
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
         if speaks and self.console.is_terminal:
             self._bar = Progress(BarColumn(30), TaskProgressColumn(), TextColumn("{task.description}"), console=self.console)
 

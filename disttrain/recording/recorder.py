@@ -52,7 +52,8 @@ class Recorder:
 def summary_lines(summary: dict[str, Any], unit: str) -> list[str]:
     """What a person wants to know at the end, aligned."""
     seconds, wire, ddp = summary["seconds"], summary["wire_bytes"], summary["ddp_wire_bytes"]
-    lines = [f"{summary['status']:<16} {summary['steps']} steps, {summary['tokens']:,} tokens in {readable_seconds(seconds)}"]
+    tokens = f", {summary['tokens']:,} tokens" if summary["tokens"] else ""
+    lines = [f"{summary['status']:<16} {summary['steps']} steps{tokens} in {readable_seconds(seconds)}"]
     if summary["validation_loss"] is not None:
         lines.append(f"validation loss  {summary['validation_loss']:.4f} nats per {unit}")
     if seconds and summary["tokens"]:

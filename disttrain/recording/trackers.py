@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 class WandbTracker:
@@ -19,8 +19,16 @@ class WandbTracker:
         warn: told once what failed.
     """
 
-    def __init__(self, project: str, mode: str, directory: Path, config: dict[str, Any], warn: Callable[[str], None]) -> None:
-        self._run, self._warn = None, warn
+    def __init__(
+        self,
+        project: str,
+        mode: Literal["online", "offline"],
+        directory: Path,
+        config: dict[str, Any],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._run: Any = None
+        self._warn = warn
         try:
             self._run = _open(project, mode, directory, config)
         except Exception as error:  # not installed, not logged in, no network …
@@ -51,13 +59,12 @@ class WandbTracker:
         self._warn(f"wandb is off for the rest of this run ({reason})")
 
 
-def _open(project: str, mode: str, directory: Path, config: dict[str, Any]) -> Any:
+def _open(project: str, mode: Literal["online", "offline"], directory: Path, config: dict[str, Any]) -> Any:
     import wandb
 
     id_file = directory / "wandb_id"  # a resumed run keeps its id
     if not id_file.exists():
         id_file.write_text(secrets.token_hex(4))
-    return wandb.init(
-        project=project, mode=mode, name=directory.name, id=id_file.read_text(), resume="allow", dir=str(directory), config=config,
-        settings=wandb.Settings(silent=True, disable_git=True, disable_code=True),
-    )  # fmt: skip
+    settings = wandb.Settings(silent=True, disable_git=True, disable_code=True)
+    identity = {"project": project, "name": directory.name, "id": id_file.read_text(), "resume": "allow"}
+    return wandb.init(**identity, mode=mode, dir=str(directory), config=config, settings=settings)

@@ -206,18 +206,18 @@ def start_alike(module: nn.Module, flat: FlatParameters, world: TorchWorld) -> N
 
 
 def _ddp(module: nn.Module, strategy: Strategy, world: TorchWorld) -> DistributedDataParallel:
-    # Without this, DDP would overwrite every worker's buffers by worker 0's in every forward, unasked and uncounted.
-    no_buffers = "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers"
+    known = signature(DistributedDataParallel).parameters  # the option was renamed in torch 2.13
+    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     device = next(p.device for p in module.parameters() if p.requires_grad)
-    return DistributedDataParallel(
-        module,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        process_group=world.group,
-        init_sync=False,
-        gradient_as_bucket_view=True,
-        find_unused_parameters=strategy.find_unused_parameters,
-        **{no_buffers: False},
-    )
+    options: dict[str, Any] = {
+        "device_ids": [device.index] if device.type == "cuda" else None,
+        "process_group": world.group,
+        "init_sync": False,  # start_alike has done it
+        "gradient_as_bucket_view": True,
+        "find_unused_parameters": strategy.find_unused_parameters,
+        sync_buffers: False,  # or DDP overwrites every worker's buffers by worker 0's in every forward, unasked and uncounted
+    }
+    return DistributedDataParallel(module, **options)
 
 
 class _Hook:
@@ -234,7 +234,7 @@ class _Hook:
         self._exposed = 0.0
 
     # DDP insists on the name `bucket`, and keys nothing by its index: buckets are rebuilt after the first backward.
-    def reduce(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def reduce(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
         self._last_called = time.perf_counter() if bucket.is_last() else None
         self._exposed = 0.0
         future = self._start_dense(bucket) if self._strategy.reducer else self._reduce_units(bucket)
@@ -247,7 +247,7 @@ class _Hook:
             self._exposed = waited
         return future.value()
 
-    def _start_dense(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def _start_dense(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """A mean is elementwise: take the whole bucket, and torch's own asynchrony."""
         assert self._strategy.reducer is not None
         buffer = bucket.buffer()
@@ -256,7 +256,7 @@ class _Hook:
             return self._world.start_mean_(buffer)
         return self._world.start_mean_(buffer.to(dtype)).then(lambda mean: buffer.copy_(mean.value()))
 
-    def _reduce_units(self, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def _reduce_units(self, bucket: Any) -> torch.futures.Future[Tensor]:
         for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
             reduced = self._strategy.reduce(self._units[id(parameter)], gradient.reshape(1, -1))
             gradient.copy_(reduced.view_as(gradient))

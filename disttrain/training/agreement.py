@@ -44,6 +44,8 @@ class Agreement:
     Args:
         strategy: carries the facts.
         log_every: an exchange happens at least at every multiple of it, so that the logged loss is of exactly these steps.
+        last_step: where the run is going to stop; an exchange happens there too.
+        step: where it starts.
 
     Attributes:
         own: this worker's mean loss, not exchanged yet.
@@ -51,8 +53,8 @@ class Agreement:
         stop: whether some worker had a stop request at the last exchange.
     """
 
-    def __init__(self, strategy: Strategy, log_every: int, step: int = 0) -> None:
-        self._strategy, self._log_every = strategy, log_every
+    def __init__(self, strategy: Strategy, log_every: int, last_step: int, step: int = 0) -> None:
+        self._strategy, self._log_every, self._last_step = strategy, log_every, last_step
         self._since, self._started = step, time.perf_counter()
         self._next = step + 1
         self.own, self.loss, self.stop = LossMean(), LossMean(), False
@@ -72,4 +74,4 @@ class Agreement:
         self.stop = stop > 0
         self._since, self._started = step, time.perf_counter()
         next_log = step - step % self._log_every + self._log_every
-        self._next = min(step + int(until_next), next_log)
+        self._next = min(step + int(until_next), next_log, max(self._last_step, step + 1))

@@ -25,28 +25,32 @@ def fit(session: Session) -> dict[str, Any]:
     Raises:
         UserError: if model, data and number of workers do not fit together.
     """
-    config, training = session.config, session.config.training
     corpus = _load(session)
-    module = _build_model(session, corpus)
-    model, optimizer = session.prepare(module)
-    _announce(session, corpus, module)
+    objective = session.config.objective.build()
+    order = EpochOrder(len(corpus.train), session.config.training.seed)
+    session.prepare(_build_model(session, corpus))
+    _announce(session, corpus)
     session.resume()
-    session.unit = corpus.unit
-    objective = config.objective.build()
-    order = EpochOrder(len(corpus.train), training.seed)
-    tokens = training.batch_size * config.data.sequence_length
+    for _ in steps(session, corpus, objective, order):
+        pass
+    session.merge(_training_inputs(session, corpus.train, order))
+    final = {"validation_loss": validate(session, corpus.validation, objective)} if session.completed else {}
+    return session.close(**final)
+
+
+def steps(session: Session, corpus: Corpus, objective: Objective, order: EpochOrder) -> Iterator[int]:
+    """Make the run's steps one after another, yielding the number of each when it is over."""
+    training = session.config.training
+    tokens = training.batch_size * session.config.data.sequence_length
     while not session.should_stop:
         loss = _forward_backward(session, objective, corpus.train, order)
-        optimizer.step()
-        optimizer.zero_grad()
-        # the last step's validation comes after the merge
-        due = training.validate_every and session.step % training.validate_every == 0
-        metrics = {"validation_loss": validate(session, corpus.validation, objective)} if due and not session.completed else {}
+        session.optimizer.step()
+        session.optimizer.zero_grad()
+        # The last step's validation comes after the merge.
+        due = training.validate_every and session.step % training.validate_every == 0 and not session.completed
+        metrics = {"validation_loss": validate(session, corpus.validation, objective)} if due else {}
         session.record(loss, tokens, **metrics)
-    module = session.merge(_training_inputs(session, corpus.train, order))
-    final = {"validation_loss": validate(session, corpus.validation, objective)} if session.completed else {}
-    del model
-    return session.close(**final)
+        yield session.step
 
 
 def validate(session: Session, dataset: Dataset, objective: Objective) -> float:
@@ -92,9 +96,10 @@ def _build_model(session: Session, corpus: Corpus) -> nn.Module:
         raise UserError(str(error)) from error
 
 
-def _announce(session: Session, corpus: Corpus, module: nn.Module) -> None:
+def _announce(session: Session, corpus: Corpus) -> None:
     """Say once what was decided."""
-    config, display = session.config, session.display
+    config, display, module = session.config, session.display, session.model.module
+    session.unit = corpus.unit
     numel = sum(p.numel() for p in module.parameters())
     display.say(f"data      {corpus.description}")
     display.say(f"model     {config.model.name}, {numel:,} parameters")
@@ -119,7 +124,7 @@ def _forward_backward(session: Session, objective: Objective, dataset: Dataset, 
         with nullcontext() if number == passes else session.model.no_sync():
             with _autocast(session):
                 loss = objective(session.model, inputs, targets) / passes
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return total
 

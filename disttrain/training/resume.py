@@ -12,9 +12,7 @@ from disttrain.training.meeting import exchange_facts
 from disttrain.worlds import TorchWorld
 
 
-def newest_agreed(
-    store: CheckpointStore, world: TorchWorld, device: torch.device, report: Callable[[str], None]
-) -> int | None:
+def newest_agreed(store: CheckpointStore, world: TorchWorld, device: torch.device, report: Callable[[str], None]) -> int | None:
     """The step to continue from; None if there is no checkpoint at all. Each damaged one is reported.
 
     Raises:

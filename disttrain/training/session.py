@@ -71,7 +71,12 @@ class Session:
         self.peak_flops: float | None = None
         self._stop_request, self._stop_at = stop_request, self._planned_end()
         self._store = CheckpointStore(
-            self.folder.checkpoints, world.rank, meeting.members, meeting.token, config.checkpoint.keep, config.launch.timeout
+            self.folder.checkpoints,
+            world.rank,
+            meeting.members,
+            meeting.token,
+            config.checkpoint.keep,
+            config.launch.timeout,
         )
         if self._store.leads:
             self._store.forget_leftovers()
@@ -99,7 +104,7 @@ class Session:
         training = self.config.training
         self.optimizer = StrategyOptimizer(optimizer, self.strategy, self._multiplier(), training.clip_norm)
         self._state = TrainingState(module, self.optimizer, self.strategy, self.world.rank)
-        self._agreement = Agreement(self.strategy, self.config.recording.log_every)
+        self._agreement = Agreement(self.strategy, self.config.recording.log_every, self._stop_at)
         seed_worker(training.seed, self.world.rank)
         self._start_clock()
         return self.model, self.optimizer
@@ -131,7 +136,7 @@ class Session:
         self.world.traffic.restore(snapshot.local_facts["traffic"])
         self.optimizer.seconds = snapshot.local_facts["optimizer_seconds"]
         self._tokens, self._seconds_before = facts["tokens"], facts["seconds"]
-        self._agreement = Agreement(self.strategy, self.config.recording.log_every, step)
+        self._agreement = Agreement(self.strategy, self.config.recording.log_every, self._stop_at, step)
         if snapshot.local_facts["worker"] == self.world.rank:
             self._agreement.own.add(*snapshot.local_facts["own_loss"])
             self._agreement.loss.add(*snapshot.local_facts["unlogged_loss"])
@@ -337,7 +342,8 @@ def _peak_memory_bytes(device: torch.device) -> int:
 
 def _export(module: nn.Module, path: Path) -> None:
     """Write a module's ``state_dict`` as safetensors, tied weights once; ``safetensors.torch.load_model`` reads it back."""
-    names, seen = {}, {}
+    names: dict[str, Tensor] = {}
+    seen: dict[Any, str] = {}
     for name, tensor in module.state_dict().items():
         if isinstance(tensor, Tensor):
             first = seen.setdefault((tensor.data_ptr(), tensor.shape), name)

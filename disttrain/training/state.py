@@ -77,7 +77,8 @@ class TrainingState:
 
     def _optimizer_state(self) -> tuple[Tensors, dict[str, Any]]:
         """The optimizer's tensors by parameter's name, and what else it keeps: plain values and changed group entries."""
-        tensors, plain = {}, {}
+        tensors: Tensors = {}
+        plain: dict[str, Any] = {}
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 name = self._names[id(parameter)]

@@ -43,8 +43,8 @@ class TorchWorld:
         num_bytes = x.numel() * x.element_size()
         self.traffic.add(num_bytes, all_reduce_wire_bytes(num_bytes, self.size))
         x.mul_(1.0 / self.size)
-        future: torch.futures.Future[Tensor] = dist.all_reduce(x, group=self.group, async_op=True).get_future()
-        return future.then(lambda _: x)
+        future: torch.futures.Future[list[Tensor]] = dist.all_reduce(x, group=self.group, async_op=True).get_future()
+        return future.then(lambda sum_: (sum_.value(), x)[1])  # value() raises what went wrong; without it, a lost peer is silent
 
     def gather(self, x: Tensor) -> Tensor:
         """Everybody's row ``[1, b]``, in worker order: ``[1, size, b]``."""

@@ -54,4 +54,4 @@ def broadcast_wire_bytes(payload_bytes: int, rank: int, world_size: int) -> int:
     """Sent by ``rank`` in a broadcast from worker 0 down a binomial tree: one payload to each of its children."""
     levels = range((world_size - 1).bit_length())
     children = sum(rank % 2 ** (level + 1) == 0 and rank + 2**level < world_size for level in levels)
-    return payload_bytes * children
+    return payload_bytes * int(children)

@@ -23,9 +23,7 @@ def test_targets_follow_inputs():
 
 def test_tokens_fill_the_vocabulary_evenly():
     inputs, _ = (
-        RandomTokensConfig(vocabulary_size=10, sequences=1000, sequence_length=100)
-        .build(seed=0)
-        .train.batch(torch.arange(1000))
+        RandomTokensConfig(vocabulary_size=10, sequences=1000, sequence_length=100).build(seed=0).train.batch(torch.arange(1000))
     )
     counts = inputs.flatten().bincount()
     assert len(counts) == 10

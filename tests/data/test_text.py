@@ -36,9 +36,7 @@ def save_bpe(path, special="<|endoftext|>", configure=lambda tokenizer: None):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        show_progress=False, vocab_size=300, special_tokens=[special], initial_alphabet=alphabet
-    )
+    trainer = trainers.BpeTrainer(show_progress=False, vocab_size=300, special_tokens=[special], initial_alphabet=alphabet)
     tokenizer.train_from_iterator([SENTENCE], trainer)
     configure(tokenizer)
     tokenizer.save(str(path))
@@ -88,9 +86,7 @@ def test_a_tokenizer_loses_nothing_and_ends_a_document_with_its_own_token(folder
     assert last == tokenizer.token_to_id("<|endoftext|>")
 
 
-@pytest.mark.parametrize(
-    ("special", "separator", "end"), [("</s>", None, "</s>"), ("<x>", None, None), ("<x>", "<x>", "<x>")]
-)
+@pytest.mark.parametrize(("special", "separator", "end"), [("</s>", None, "</s>"), ("<x>", None, None), ("<x>", "<x>", "<x>")])
 def test_the_separator_is_the_tokenizers_own_or_the_configured(folder, special, separator, end):
     tokenizer = save_bpe(folder / "tok.json", special)
     encoder = TokenizerEncoder(folder / "tok.json", separator)

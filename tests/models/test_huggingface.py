@@ -63,9 +63,7 @@ def test_the_state_dict_is_that_of_transformers(directory):
 
 def test_pretrained_weights_are_loaded_in_fp32_and_others_are_drawn(directory):
     saved = load_file(directory / "model.safetensors")
-    save_file(
-        {name: weight.bfloat16() for name, weight in saved.items()}, directory / "model.safetensors", {"format": "pt"}
-    )
+    save_file({name: weight.bfloat16() for name, weight in saved.items()}, directory / "model.safetensors", {"format": "pt"})
     loaded = HuggingFaceConfig(path=str(directory), pretrained=True).build(50, 16).state_dict()
     drawn = HuggingFaceConfig(path=str(directory)).build(50, 16).state_dict()
     for name, weight in saved.items():

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
 from disttrain.component import UserError
 from disttrain.models import GptConfig, PlmConfig, models
@@ -127,6 +128,18 @@ def test_a_few_steps_lower_the_loss_on_one_batch(config):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 2
+
+
+@every_model
+def test_flops_are_the_matrix_products_that_torch_counts_less_half_of_attention(config):
+    module, tokens = config.build(VOCABULARY, TIME), tokens_of(0)
+    with FlopCounterMode(display=False) as counter:
+        module(tokens).sum().backward()
+    vectors = sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 1)
+    key_and_value_widths = {"plm": 24 + 16, "gpt": 16 + 16}[config.name]
+    future = 6 * config.layers * config.heads * key_and_value_widths * TIME / 2
+    expected = config.flops_per_token(module, TIME) - 6 * vectors + future
+    assert counter.get_total_flops() / tokens.numel() == expected
 
 
 @every_model

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch.utils.flop_counter import FlopCounterMode
 
 from disttrain.models.plm import LatentAttention, PlmConfig, SquaredReLU
 from tests.reference.mla import latent_attention
@@ -51,7 +50,7 @@ def test_the_number_of_parameters_follows_the_formula(config):
 @given(odd_shaped_configs(), st.integers(0, 2**32))
 def test_latent_attention_equals_its_formulas_entry_by_entry(config, seed):
     torch.manual_seed(seed)
-    module = PlmConfig.build(config, 2, 4).double()
+    module = config.build(vocabulary_size=2, sequence_length=5).double()
     torch.nn.init.normal_(module.blocks[0].attention.kv_norm.weight)
     for parameter in module.parameters():
         parameter.data.mul_(10)  # scores far from zero, so that the softmax is far from uniform
@@ -129,16 +128,6 @@ def test_weights_are_drawn_with_deviation_two_hundredths_and_norms_are_one():
             assert parameter.std().item() == pytest.approx(0.02, rel=0.05), name
         else:
             assert (parameter == 1).all(), name
-
-
-def test_flops_are_the_matrix_products_that_torch_counts_with_attention_halved_for_causality():
-    module, tokens = QUICKSTART.build(256, 32), torch.zeros(2, 32, dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter:
-        module(tokens).sum().backward()
-    norms = sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 1)
-    future = 6 * 4 * 4 * (48 + 32) * 32 / 2  # layers · heads · (key and value widths) · tokens not attended to
-    expected = QUICKSTART.flops_per_token(module, 32) - 6 * norms + future
-    assert counter.get_total_flops() / tokens.numel() == expected
 
 
 @pytest.mark.parametrize("preset", ["tiny", "mini", "1.8b"])

@@ -87,9 +87,7 @@ def test_a_state_of_another_shape_is_refused_before_anything_is_loaded(other):
     assert optimizer.state_dict()["param_groups"] == before["param_groups"]
 
 
-@pytest.mark.parametrize(
-    "schedule", [lambda o: CosineAnnealingLR(o, 5), lambda o: LambdaLR(o, lambda update: 1 / (update + 1))]
-)
+@pytest.mark.parametrize("schedule", [lambda o: CosineAnnealingLR(o, 5), lambda o: LambdaLR(o, lambda update: 1 / (update + 1))])
 def test_schedulers_scale_every_part(schedule):
     ours, theirs = twins()
     combined = combine(ours)

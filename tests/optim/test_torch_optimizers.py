@@ -94,9 +94,7 @@ def test_fused_is_the_same_mathematics():
 
 
 def test_a_config_file_can_set_every_field():
-    config = AdamWConfig.model_validate_json(
-        '{"name": "adamw", "lr": 1, "betas": [0.5, 0.75], "roles": {"up*": "head"}}'
-    )
+    config = AdamWConfig.model_validate_json('{"name": "adamw", "lr": 1, "betas": [0.5, 0.75], "roles": {"up*": "head"}}')
     assert (config.lr, config.betas, config.roles) == (1.0, (0.5, 0.75), {"up*": "head"})
 
 

@@ -84,7 +84,15 @@ def test_a_truncated_missing_or_unparsable_file_is_named(tmp_path):
     assert f"{shared} is damaged: {len(data) - 1} bytes instead of {len(data)}" in only.fault(1)
     shared.unlink()
     assert f"{shared} is unreadable" in only.fault(1)
-    for text in ("", "{", "[]", "{}", json.dumps({"format": 99}), json.dumps({"format": 1}), json.dumps({"format": 1, "files": 3})):
+    for text in (
+        "",
+        "{",
+        "[]",
+        "{}",
+        json.dumps({"format": 99}),
+        json.dumps({"format": 1}),
+        json.dumps({"format": 1, "files": 3}),
+    ):
         manifest.write_text(text)
         assert str(manifest) in only.fault(1)
 

@@ -101,7 +101,17 @@ def test_casting_halves_the_bytes_and_keeps_replicas_equal(workers, dtype):
 
 def counted_locally(world):
     calls = []
-    for name in ("all_reduce", "broadcast", "all_gather_into_tensor", "all_gather_single", "all_gather", "barrier", "reduce", "send", "isend"):
+    for name in (
+        "all_reduce",
+        "broadcast",
+        "all_gather_into_tensor",
+        "all_gather_single",
+        "all_gather",
+        "barrier",
+        "reduce",
+        "send",
+        "isend",
+    ):
         setattr(dist, name, lambda *a, name=name, **k: calls.append(name))
     world.traffic.collectives = 0
     module = small_model()
@@ -144,7 +154,9 @@ def one_bad_gradient(world):
     loss.backward()
     optimizer.step()
     same_state = all(
-        torch.equal(value, optimizer.state_dict()["state"][p][key]) for p, entries in before[1].items() for key, value in entries.items()
+        torch.equal(value, optimizer.state_dict()["state"][p][key])
+        for p, entries in before[1].items()
+        for key, value in entries.items()
     )
     return torch.equal(before[0], flat(module)), same_state, vars(optimizer.counts)
 

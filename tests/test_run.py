@@ -1,0 +1,93 @@
+"""The user API in a complete script: someone's own module, data and loop."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import disttrain
+from disttrain.component import UserError
+from disttrain.recording.metrics import read_metrics
+
+SCRIPT = Path(__file__).parents[1] / "configs" / "your_own_script.py"
+
+
+def run_script(*overrides):
+    sys.argv = [str(SCRIPT), *overrides]
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "local"])
+def test_the_example_script_trains_stops_and_resumes_exactly(launched, tmp_path, strategy):
+    def overrides(name, *more):
+        return (f"run.directory={tmp_path / name}", f"strategy.name={strategy}", *more)
+
+    launched(2, run_script, *overrides("straight"))
+    launched(2, run_script, *overrides("halves", "training.stop_after=130"))
+    launched(2, run_script, *overrides("halves", "training.resume=auto"))
+    straight, halves = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("straight", "halves"))
+    assert straight["weights_sha256"] == halves["weights_sha256"]
+    assert [record["accuracy"] for record in read_metrics(tmp_path / "straight" / "metrics.jsonl") if "accuracy" in record][
+        -1
+    ] > 0.95
+
+
+def epoch_of_indices(directory, config):
+    run = disttrain.Run.from_config(config, [f"run.directory={directory}"])
+    model, optimizer = run.prepare(nn.Linear(1, 1))
+    run.resume()
+    seen = []
+    for batch in run.shard(list(range(40))):
+        seen.append(batch.tolist())
+        model(torch.ones(1, 1)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        run.record(loss=0.0)
+    run.finish()
+    return seen
+
+
+def test_shards_are_disjoint_and_complete_in_every_epoch(launched, tmp_path):
+    config = tmp_path / "own.yaml"
+    config.write_text("training: {steps: 10, batch_size: 8}\nrecording: {log_every: 5}\n")
+    first, second = launched(2, epoch_of_indices, tmp_path / "run", config)
+    steps = [a + b for a, b in zip(first, second, strict=True)]
+    for epoch in (steps[:5], steps[5:]):
+        assert sorted(index for step in epoch for index in step) == list(range(40))
+    assert steps[:5] != steps[5:]
+
+
+def refused(config, *overrides, optimizer=False):
+    try:
+        run = disttrain.Run.from_config(config, overrides)
+        module = nn.Linear(2, 2)
+        run.prepare(module, torch.optim.SGD(module.parameters(), 0.1) if optimizer else None)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: {name: plm}", "sets model"),
+        ("data: {name: python_source}", "sets data"),
+        ("training: {gradient_accumulation: 2}", "accumulates by itself"),
+    ],
+)
+def test_settings_that_an_own_loop_would_ignore_are_refused(tmp_path, text, words):
+    config = tmp_path / "own.yaml"
+    config.write_text(text)
+    assert words in refused(config)
+
+
+def test_two_optimizers_are_refused(launched, tmp_path):
+    config = tmp_path / "own.yaml"
+    config.write_text(f"optimizer: {{name: sgd, lr: 0.1}}\nrun: {{directory: {tmp_path / 'run'}}}\n")
+    import functools
+
+    assert "only one can be used" in launched(1, functools.partial(refused, optimizer=True), config)[0]

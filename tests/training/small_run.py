@@ -1,0 +1,37 @@
+"""A run of seconds, in the kit's workers: the real loop over a tiny PLM and a little real text."""
+
+from pathlib import Path
+
+from disttrain.config import load_config
+from disttrain.launch.rank_info import RankInfo
+from disttrain.launch.shutdown import StopRequest
+from disttrain.parameters import sha256_of
+from disttrain.run import start_session
+from disttrain.training.loop import fit
+
+CONFIG = """
+model: {name: plm, width: 32, layers: 2, heads: 2}
+data: {name: python_source, sequence_length: 32, max_bytes: 400kB, validation_ratio: 0.2}
+optimizer: {name: sgd, lr: 0.1}
+strategy: {name: ddp}
+training: {steps: 20, batch_size: 8, validate_every: 10, validation_batches: 2}
+checkpoint: {every: 5, keep: 3}
+recording: {log_every: 5}
+"""
+
+
+def write_config(folder: Path) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def train(config, directory, *overrides, before_fit=None):
+    """Train in this worker, under torchrun's variables; returns this worker's own weights' digest and the summary."""
+    loaded = load_config(config, [f"run.directory={directory}", *overrides])
+    session = start_session(loaded, RankInfo.from_environment(), StopRequest())
+    if before_fit is not None:
+        before_fit(session)
+    summary = fit(session)
+    own = {name: p.detach() for name, p in session.model.module.named_parameters()}
+    return sha256_of(own), summary

@@ -1,0 +1,153 @@
+"""A run that was interrupted and went on is the run that was not, bit by bit."""
+
+import json
+import shutil
+
+import pytest
+
+from disttrain.component import UserError
+from disttrain.recording.metrics import read_metrics
+from tests.training.small_run import train, write_config
+
+OPTIMIZERS = {
+    "sgd": ("optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.9"),
+    "adamw": ("optimizer.name=adamw", "optimizer.lr=3e-3"),
+    "muon": ("optimizer.name=muon", "optimizer.lr=8e-3"),
+    "adagrad": ("optimizer.name=import", "optimizer.target=torch.optim:Adagrad", "optimizer.lr=1e-2"),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_ten_and_ten_steps_are_twenty(launched, tmp_path, optimizer, precision):
+    config = write_config(tmp_path)
+    options = (*OPTIMIZERS[optimizer], f"training.precision={precision}")
+    straight = launched(2, train, config, tmp_path / "straight", *options)
+    launched(2, train, config, tmp_path / "halves", *options, "training.stop_after=10")
+    halves = launched(2, train, config, tmp_path / "halves", *options, "training.resume=auto")
+    assert [own for own, _ in halves] == [own for own, _ in straight]
+    assert halves[0][1]["weights_sha256"] == straight[0][1]["weights_sha256"] == straight[0][0]
+    losses = [[record["loss"] for record in read_metrics(tmp_path / run / "metrics.jsonl")] for run in ("straight", "halves")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def test_workers_that_never_talk_resume_each_their_own(launched, tmp_path):
+    config, options = write_config(tmp_path), ("strategy.name=local", *OPTIMIZERS["adamw"])
+    straight = launched(2, train, config, tmp_path / "straight", *options)
+    launched(2, train, config, tmp_path / "halves", *options, "training.stop_after=10")
+    halves = launched(2, train, config, tmp_path / "halves", *options, "training.resume=auto")
+    assert [own for own, _ in halves] == [own for own, _ in straight]
+    assert straight[0][0] != straight[1][0]
+
+
+def test_dropout_and_a_middle_of_an_epoch_resume(launched, tmp_path):
+    config = write_config(tmp_path)
+    options = (
+        "model.name=gpt",
+        "model.preset=tiny",
+        "model.dropout=0.2",
+        "model.width=16",
+        "data.max_bytes=60kB",
+        "training.batch_size=256",
+    )
+    straight = launched(1, train, config, tmp_path / "straight", *options, "training.steps=12")
+    launched(1, train, config, tmp_path / "halves", *options, "training.steps=12", "training.stop_after=7")
+    halves = launched(1, train, config, tmp_path / "halves", *options, "training.steps=12", "training.resume=auto")
+    assert halves[0][0] == straight[0][0]
+
+
+def test_another_number_of_workers_continues_a_replicated_run(launched, tmp_path):
+    config = write_config(tmp_path)
+    launched(2, train, config, tmp_path / "run", "training.stop_after=10")
+    one, summary = launched(1, train, config, tmp_path / "run", "training.resume=auto")[0]
+    two, _ = launched(2, train, config, tmp_path / "straight")[0]
+    assert summary["steps"] == 20
+    assert summary["workers"] == 1
+    reference = json.loads((tmp_path / "straight" / "summary.json").read_text())
+    assert summary["validation_loss"] == pytest.approx(reference["validation_loss"], rel=1e-5)
+
+
+def test_another_number_of_workers_is_refused_where_each_has_its_own_model(launched, tmp_path):
+    config = write_config(tmp_path)
+    launched(2, train, config, tmp_path / "run", "strategy.name=local", "training.stop_after=10")
+    message = launched(1, refusal, config, tmp_path / "run", "strategy.name=local", "training.resume=auto")[0]
+    assert "is of 2 workers, this run has 1" in message
+
+
+def refusal(config, directory, *overrides):
+    try:
+        train(config, directory, *overrides)
+    except UserError as error:
+        return str(error)
+    return "not refused"
+
+
+def damaged_run(launched, tmp_path, steps):
+    """A finished run whose checkpoints of ``steps`` are damaged in one byte."""
+    config = write_config(tmp_path)
+    launched(2, train, config, tmp_path / "run", "training.stop_after=15")
+    for step in steps:
+        path = tmp_path / "run" / "checkpoints" / f"step_{step:08d}" / "shared.safetensors"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    return config, tmp_path / "run"
+
+
+def resumed_with_output(config, directory, *overrides):
+    import contextlib
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        own, _ = train(config, directory, *overrides, "training.resume=auto")
+    return own, output.getvalue()
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(launched, tmp_path):
+    config, folder = damaged_run(launched, tmp_path, [15])
+    straight = launched(2, train, config, tmp_path / "straight")
+    (own, output), _ = launched(2, resumed_with_output, config, folder)
+    assert own == straight[0][0]
+    assert "step_00000015/shared.safetensors is damaged" in output
+    assert "continuing from step 10" in output
+
+
+def test_with_no_whole_checkpoint_nothing_is_overwritten(launched, tmp_path):
+    config, folder = damaged_run(launched, tmp_path, [5, 10, 15])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    messages = launched(2, refusal, config, folder, "training.resume=auto")
+    assert all("is whole; nothing was changed" in message for message in messages)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(launched, tmp_path):
+    config = write_config(tmp_path)
+    launched(1, train, config, tmp_path / "run", "training.steps=2")
+    assert "holds a run already" in launched(2, refusal, config, tmp_path / "run")[1]
+
+
+def test_a_checkpoint_of_another_model_is_refused(launched, tmp_path):
+    config = write_config(tmp_path)
+    launched(1, train, config, tmp_path / "run", "training.stop_after=5")
+    assert "the checkpoint is of another model" in launched(
+        1, refusal, config, tmp_path / "run", "training.resume=auto", "model.width=64"
+    )[0]  # fmt: skip
+
+
+def test_resuming_a_finished_run_changes_nothing(launched, tmp_path):
+    config = write_config(tmp_path)
+    first = launched(2, train, config, tmp_path / "run")[0][1]
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    again = launched(2, train, config, tmp_path / "run", "training.resume=auto")[0][1]
+    assert again["weights_sha256"] == first["weights_sha256"]
+    assert again["final_loss"] == first["final_loss"]
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
+
+
+def test_a_run_without_checkpoints_yet_starts_from_the_beginning(launched, tmp_path):
+    config = write_config(tmp_path)
+    straight = launched(1, train, config, tmp_path / "straight")
+    launched(1, train, config, tmp_path / "run", "training.stop_after=5")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    again = launched(1, train, config, tmp_path / "run", "training.resume=auto")
+    assert again[0][0] == straight[0][0]
