@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace) -> None:
     ours = steps(session, corpus, config.objective.build(), order)
     bare = bare_loop(
         config.model.build(corpus.vocabulary_size, config.data.sequence_length),
-        lambda module: config.optimizer.build(module),
+        config.optimizer.build,
         corpus.train,
         training.batch_size // session.world.size,
         training.precision == "bf16",
@@ -84,9 +84,8 @@ def measure(options: argparse.Namespace) -> None:
             dist.barrier()
             seconds[name].append(time.perf_counter() - start)
     if session.world.rank == 0:
-        report(
-            {name: each[2:] for name, each in seconds.items()}, options.steps * training.batch_size * config.data.sequence_length
-        )
+        tokens = options.steps * training.batch_size * config.data.sequence_length
+        report({name: each[2:] for name, each in seconds.items()}, tokens)
     leave(0)
 
 

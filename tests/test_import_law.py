@@ -6,9 +6,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "disttrain"
 KNOW_TORCH_DISTRIBUTED = ("worlds/", "launch/", "strategies/attach.py")
 ORDER = [  # from the top to the bottom; a room imports from its own and lower lines only
-    {"cli", "worker"}, {"run"}, {"training"}, {"config"}, {"strategies"}, {"compression", "optim", "recording", "models", "data", "objectives"},
-    {"launch"}, {"worlds"}, {"parameters", "random", "component", "import_path", "quantities"},
-]  # fmt: skip
+    {"cli", "worker"},
+    {"run"},
+    {"training"},
+    {"config"},
+    {"strategies"},
+    {"compression", "optim", "recording", "models", "data", "objectives"},
+    {"launch"},
+    {"worlds"},
+    {"parameters", "random", "component", "import_path", "quantities"},
+]
 HEIGHT = {name: -level for level, names in enumerate(ORDER) for name in names}
 
 

@@ -1,6 +1,7 @@
 """The flat vector is the model: same values, same memory, padding that stays zero."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ sizes = st.lists(st.integers(1, 40), min_size=2, max_size=5)
 
 
 def mlp(widths):
-    return nn.Sequential(*(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+    return nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
 
 
 @given(sizes, st.sampled_from([None, 1, 16, 256]))

@@ -65,6 +65,13 @@ def _open(project: str, mode: Literal["online", "offline"], directory: Path, con
     id_file = directory / "wandb_id"  # a resumed run keeps its id
     if not id_file.exists():
         id_file.write_text(secrets.token_hex(4))
-    settings = wandb.Settings(silent=True, disable_git=True, disable_code=True)
-    identity = {"project": project, "name": directory.name, "id": id_file.read_text(), "resume": "allow"}
-    return wandb.init(**identity, mode=mode, dir=str(directory), config=config, settings=settings)
+    return wandb.init(
+        project=project,
+        mode=mode,
+        name=directory.name,
+        id=id_file.read_text(),
+        resume="allow",
+        dir=str(directory),
+        config=config,
+        settings=wandb.Settings(silent=True, disable_git=True, disable_code=True),
+    )

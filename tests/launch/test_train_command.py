@@ -146,8 +146,7 @@ def test_a_worker_that_raises_is_named_first_with_its_reason(config, tmp_path):
     assert json.loads((tmp_path / "run" / "failure.rank1.json").read_text())["rank"] == 1
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("strategy", ["ddp", "local"])
+@pytest.mark.parametrize(("stop", "strategy"), [(signal.SIGTERM, "ddp"), (signal.SIGINT, "local")])
 def test_a_stopped_run_is_saved_and_continues_to_the_same_result(config, tmp_path, stop, strategy):
     options = ("training.steps=150", "recording.log_every=1", "training.validate_every=0", f"strategy.name={strategy}")
     training = Training(config, tmp_path / "run", *options)
@@ -246,10 +245,8 @@ def test_a_full_disk_leaves_the_older_checkpoint_whole_and_says_so(config, tmp_p
         assert code == 1
         assert "checkpoint of step 20 not saved: No space left on device" in error
         assert "the one of step 10 is whole" in error
-        (disk / "run" / "checkpoints").rename(tmp_path / "kept")  # copies off the full disk
-        kept = tmp_path / "run"
-        kept.mkdir()
-        shutil.move(tmp_path / "kept", kept / "checkpoints")
+        kept = tmp_path / "kept"
+        shutil.copytree(disk / "run" / "checkpoints", kept / "checkpoints")
         code, output, _ = Training(config, kept, *options, "training.resume=auto").end()
         assert code == 0
         assert "continuing from step 10" in output
