@@ -33,7 +33,7 @@ class Unit:
 
     def of(self, x: Tensor) -> Tensor:
         """The parameter's part of flat vectors ``[..., d]``, as a view ``[..., *shape]``."""
-        return x.narrow(-1, self.offset, self.numel).view(*x.shape[:-1], *self.shape)
+        return x.narrow(-1, self.offset, self.numel).view(x.shape[:-1] + self.shape)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.small_run import CONFIG, write_config
+from tests.training.small_run import CONFIG, train, write_config
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI", "PMI", "TORCHELASTIC"))}
 LONG = ("training.steps=2000", "training.validate_every=0", "recording.log_every=1")
@@ -85,17 +85,27 @@ def summary(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_a_killed_worker_is_restarted_and_the_result_is_the_same(config, tmp_path):
-    options = ("training.steps=60", "recording.log_every=1", "optimizer.name=muon", "checkpoint.every=7")
-    straight = Training(config, tmp_path / "straight", *options)
-    assert straight.end()[0] == 0
+EVERY_KIND = [
+    pytest.param(name, precision, marks=() if (name, precision) == ("muon", "fp32") else pytest.mark.slow)
+    for name in ("adamw", "sgd", "muon")
+    for precision in ("fp32", "bf16")
+]
+
+
+@pytest.mark.parametrize(("optimizer", "precision"), EVERY_KIND)
+def test_a_killed_worker_is_restarted_and_the_result_is_the_same(launched, config, tmp_path, optimizer, precision):
+    options = (
+        "training.steps=60", "recording.log_every=1", "checkpoint.every=7", f"optimizer.name={optimizer}",
+        f"training.precision={precision}",
+    )  # fmt: skip
+    launched(2, train, config, tmp_path / "straight", *options)
     training = Training(config, tmp_path / "killed", *options, "--max-restarts", "2")
-    step = random.randint(2, 40)
+    step, rank = random.randint(2, 40), random.randint(0, 1)
     training.wait_for_step(step)
-    os.kill(training.workers()[1], signal.SIGKILL)
+    os.kill(training.workers()[rank], signal.SIGKILL)
     code, output, error = training.end(90)
     assert code == 0, error
-    assert "rank 1 failed: it was killed by SIGKILL; starting all workers again, 2 restarts left" in error
+    assert f"rank {rank} failed: it was killed by SIGKILL; starting all workers again, 2 restarts left" in error
     assert step < 8 or "continuing from step" in output
     assert summary(tmp_path / "killed")["weights_sha256"] == summary(tmp_path / "straight")["weights_sha256"]
 
@@ -147,7 +157,7 @@ def test_a_worker_that_raises_is_named_first_with_its_reason(config, tmp_path):
 
 
 @pytest.mark.parametrize(("stop", "strategy"), [(signal.SIGTERM, "ddp"), (signal.SIGINT, "local")])
-def test_a_stopped_run_is_saved_and_continues_to_the_same_result(config, tmp_path, stop, strategy):
+def test_a_stopped_run_is_saved_and_continues_to_the_same_result(launched, config, tmp_path, stop, strategy):
     options = ("training.steps=150", "recording.log_every=1", "training.validate_every=0", f"strategy.name={strategy}")
     training = Training(config, tmp_path / "run", *options)
     training.wait_for_step(8)
@@ -156,8 +166,8 @@ def test_a_stopped_run_is_saved_and_continues_to_the_same_result(config, tmp_pat
     assert code == 143, error
     assert summary(tmp_path / "run")["status"] == "stopped"
     assert 8 <= summary(tmp_path / "run")["steps"] < 150
-    assert Training(config, tmp_path / "run", *options, "training.resume=auto").end()[0] == 0
-    assert Training(config, tmp_path / "straight", *options).end()[0] == 0
+    launched(2, train, config, tmp_path / "run", *options, "training.resume=auto")
+    launched(2, train, config, tmp_path / "straight", *options)
     assert summary(tmp_path / "run")["weights_sha256"] == summary(tmp_path / "straight")["weights_sha256"]
 
 
@@ -210,8 +220,8 @@ def test_mistakes_of_every_kind_end_with_code_2_and_one_message(config, tmp_path
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_resume_with_nothing_whole_exits_2(config, tmp_path):
-    assert Training(config, tmp_path / "run", "training.stop_after=5").end()[0] == 0
+def test_a_resume_with_nothing_whole_exits_2(launched, config, tmp_path):
+    launched(2, train, config, tmp_path / "run", "training.stop_after=5")
     next((tmp_path / "run" / "checkpoints").glob("*/manifest.json")).write_text("{")
     code, _, error = Training(config, tmp_path / "run", "training.resume=auto").end()
     assert code == 2
@@ -219,7 +229,7 @@ def test_a_resume_with_nothing_whole_exits_2(config, tmp_path):
     assert "Traceback" not in error
 
 
-def test_torchrun_trains_to_the_same_weights(config, tmp_path):
+def test_torchrun_and_disttrain_train_lead_to_the_same_weights(config, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = Path(__file__).parents[2] / "launchers" / "train.py"
     done = subprocess.run(
@@ -232,23 +242,22 @@ def test_torchrun_trains_to_the_same_weights(config, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_leaves_the_older_checkpoint_whole_and_says_so(config, tmp_path):
+def test_a_full_disk_leaves_the_older_checkpoint_whole_and_says_so(launched, config, tmp_path):
     options = ("model.width=96", "optimizer.name=adamw", "checkpoint.every=10", "run.name=full")
-    assert Training(config, tmp_path / "measure", *options, "training.stop_after=10").end()[0] == 0
+    launched(2, train, config, tmp_path / "measure", *options, "training.stop_after=10")
     one = sum(path.stat().st_size for path in (tmp_path / "measure" / "checkpoints").rglob("*") if path.is_file())
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={one * 8 // 5}", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("this sandbox does not let root mount a tmpfs")
     try:
-        code, output, error = Training(config, disk / "run", *options).end()
+        code, _, error = Training(config, disk / "run", *options).end()
         assert code == 1
         assert "checkpoint of step 20 not saved: No space left on device" in error
         assert "the one of step 10 is whole" in error
         kept = tmp_path / "kept"
         shutil.copytree(disk / "run" / "checkpoints", kept / "checkpoints")
-        code, output, _ = Training(config, kept, *options, "training.resume=auto").end()
-        assert code == 0
-        assert "continuing from step 10" in output
+        launched(2, train, config, kept, *options, "training.resume=auto")
+        assert summary(kept)["steps"] == 20
     finally:
         subprocess.run(["umount", disk], check=True)

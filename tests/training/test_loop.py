@@ -99,6 +99,21 @@ def test_summary_and_metrics_have_what_scripts_rely_on(launched, tmp_path):
     assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def interface_bytes():
+    from pathlib import Path
+
+    return int(Path("/sys/class/net/lo/statistics/tx_bytes").read_text())
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_cast"])
+def test_a_runs_wire_bytes_are_what_the_interface_sent(launched, tmp_path, strategy):
+    config, before = write_config(tmp_path), interface_bytes()
+    options = ("model.width=128", "training.steps=8", f"strategy.name={strategy}", "data.sequence_length=8")
+    results = launched(2, train, config, tmp_path / "run", *options)
+    sent = interface_bytes() - before  # by both workers: all of it crosses the loopback interface once
+    assert 2 * results[0][1]["wire_bytes"] == pytest.approx(sent, rel=0.03)
+
+
 def test_exported_weights_load_into_a_fresh_model(launched, tmp_path):
     import safetensors.torch
 

@@ -42,7 +42,7 @@ def test_workers_that_never_talk_resume_each_their_own(launched, tmp_path):
 
 def test_dropout_and_a_middle_of_an_epoch_resume(launched, tmp_path):
     config = write_config(tmp_path)
-    options = ("model.name=gpt", "model.dropout=0.2", "data.max_bytes=60kB", "training.batch_size=256", "training.steps=12")
+    options = ("model.name=gpt", "model.dropout=0.2", "data.max_bytes=20kB", "training.batch_size=64", "training.steps=12")
     straight = launched(1, train, config, tmp_path / "straight", *options)
     launched(1, train, config, tmp_path / "halves", *options, "training.stop_after=7")
     halves = launched(1, train, config, tmp_path / "halves", *options, "training.resume=auto")
