@@ -1,6 +1,6 @@
 """The quickstart under every strategy: what each one's loss costs in bytes. Prints a table and draws docs/strategies.png.
 
-    python simulations/compare_strategies.py [--steps 600] [--workers 2] [--seeds 1]
+    python simulations/compare_strategies.py [--steps 500] [--workers 2] [--seeds 1]
 
 Every run sees the same data in the same order; only ``strategy.name`` differs. About two minutes a run on two cores.
 """
@@ -28,7 +28,7 @@ PICTURE = ROOT / "docs" / "strategies.png"
 def main() -> None:
     """Train, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
