@@ -9,8 +9,7 @@ from pathlib import Path
 
 from disttrain.component import UserError
 from disttrain.config import load_config, show
-
-USERS_MISTAKE = 2
+from disttrain.launch.shutdown import USERS_MISTAKE
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -62,7 +61,7 @@ def _train(parsed: argparse.Namespace) -> int:
     config.check_data()
     overrides = list(parsed.overrides)
     if config.run.directory is None:
-        folder = RunFolder(unused_directory(config.run.name or Path(parsed.config).stem))
+        folder = RunFolder(unused_directory(str(config.run.name)))
         overrides.append(f"run.directory={folder.path}")
     else:
         folder = RunFolder(Path(config.run.directory))

@@ -156,9 +156,14 @@ def dump(config: RunConfig) -> str:
     return write_yaml(_tree(config))
 
 
-def difference(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
-    """Dotted key, old and new value of everything that differs; None stands for a key that only the other has."""
-    before, after = dict(leaves(_tree(old))), dict(leaves(_tree(new)))
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Dotted key, old and new value of everything that differs; None stands for a key that only the other has.
+
+    Args:
+        old: a config as plain values, ``config.model_dump(mode="json")``.
+        new: another one.
+    """
+    before, after = dict(leaves(old)), dict(leaves(new))
     paths = dict.fromkeys([*before, *after])
     pairs = [(dotted(path), before.get(path), after.get(path)) for path in paths]
     return [(key, was, becomes) for key, was, becomes in pairs if was != becomes]

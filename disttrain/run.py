@@ -18,8 +18,9 @@ from disttrain.component import UserError
 from disttrain.config import LoadedConfig, dump, load_config
 from disttrain.data import EpochOrder, share
 from disttrain.launch.rank_info import RankInfo
-from disttrain.launch.shutdown import StopRequest
+from disttrain.launch.shutdown import StopRequest, leave_world
 from disttrain.launch.start import choose_device, start_cpu, start_world
+from disttrain.random import Stream, generator
 from disttrain.recording.folder import unused_directory
 from disttrain.strategies.attach import PreparedModule, StrategyOptimizer
 from disttrain.training.meeting import meet
@@ -38,21 +39,28 @@ def start_session(loaded: LoadedConfig, info: RankInfo, stop_request: StopReques
         raise UserError("restarts continue the run in its folder, so they need one: set run.directory")
     launch = config.launch
     start_cpu(launch.threads, info.local_world_size)
-    device = choose_device(launch.device, info.local_rank)
+    device = choose_device(launch.device, info.local_rank, info.local_world_size)
     world = start_world(info, device, launch.backend, launch.interface, launch.timeout)
     directory = Path(config.run.directory or "")
     if config.run.directory is None and info.rank == 0:
-        directory = unused_directory(config.run.name or loaded.path.stem)
+        directory = unused_directory(str(config.run.name))
     identity = {
         "config": hashlib.sha256(dump(config).encode()).hexdigest()[:16],
         "torch": torch.__version__,
         "disttrain": version("disttrain"),
     }
     resume = config.training.resume == "auto" or info.restarts > 0
-    if resume != (config.training.resume == "auto"):
-        config = config.model_copy(update={"training": config.training.model_copy(update={"resume": "auto"})})
     meeting = meet(world, device, directory, identity, resume)
-    return Session(config, world, device, meeting, stop_request)
+    return Session(config, world, device, meeting, resume, stop_request)
+
+
+LOOPS_OWN = (
+    "model",
+    "data",
+    "objective",
+    *(f"training.{key}" for key in ("gradient_accumulation", "precision", "validate_every", "validation_batches")),
+)
+"""Settings that only the built-in loop follows."""
 
 
 class Run:
@@ -62,7 +70,6 @@ class Run:
 
         run = disttrain.Run.from_config("configs/your_own_script.yaml")
         model, optimizer = run.prepare(MyModel())
-        run.resume()
         for inputs, targets in run.shard(dataset):
             loss = F.cross_entropy(model(inputs), targets)
             loss.backward()
@@ -89,12 +96,9 @@ class Run:
             UserError: naming everything that is wrong.
         """
         loaded = load_config(path, overrides)
-        for section in ("model", "data", "objective"):
-            if loaded.sets(section):
-                raise UserError(f"{path} sets {section}, which a script with its own loop would ignore: remove it")
-        if loaded.config.training.gradient_accumulation != 1:
-            raise UserError("a script with its own loop accumulates by itself, in `with model.no_sync()`: "
-                            "remove training.gradient_accumulation")  # fmt: skip
+        for key in LOOPS_OWN:
+            if loaded.sets(key):
+                raise UserError(f"{path} sets {key}, which a script with its own loop would ignore: remove it")
         stop_request = StopRequest()
         stop_request.listen()
         return cls(start_session(loaded, RankInfo.from_environment(), stop_request), loaded)
@@ -102,31 +106,37 @@ class Run:
     def prepare(self, model: nn.Module, optimizer: Optimizer | None = None) -> tuple[PreparedModule, StrategyOptimizer]:
         """Put the config's strategy around ``model``, and its optimizer (or the one given) behind ``optimizer.step()``.
 
-        Every worker starts from worker 0's weights. The module that comes back is called like ``model``, has ``no_sync()``, and
-        its ``state_dict`` is that of ``model``.
+        Every worker starts from worker 0's weights, or, with ``training.resume=auto``, from the newest whole checkpoint. The
+        module that comes back is called like ``model``, has ``no_sync()``, and its ``state_dict`` is that of ``model``.
 
         Raises:
             UserError: if an optimizer is given and the config sets one too, or the model cannot be trained so.
         """
         if optimizer is not None and self._loaded.sets("optimizer"):
             raise UserError(f"{self._loaded.path} sets optimizer, and prepare() was given one: only one can be used")
-        return self._session.prepare(model, optimizer)
+        prepared = self._session.prepare(model, optimizer)
+        self._session.resume()
+        return prepared
 
     def resume(self) -> int:
-        """With ``training.resume=auto``, continue from the newest whole checkpoint; returns the step to start from."""
-        return self._session.resume()
+        """The step that the run stands at: 0, or where its checkpoint was. What else a script keeps, it rebuilds from this."""
+        return self._session.step
 
     def shard(self, dataset: Dataset[Any], **loader_options: Any) -> DataLoader[Any]:
         """This worker's part of a map-style dataset, shuffled by ``training.seed``, up to the run's last step.
 
-        Each batch has ``training.batch_size / workers`` samples; together the workers see every sample once in an epoch. Call it
-        after :meth:`resume`: it starts where the run stands, in mid-epoch too.
+        Each batch has ``training.batch_size / workers`` samples; together the workers see every sample once in an epoch. It
+        starts where the run stands, in mid-epoch too.
 
         Args:
             dataset: anything with ``__len__`` and ``__getitem__``, the same on all workers.
             loader_options: for ``torch.utils.data.DataLoader``: ``num_workers``, ``collate_fn`` …
         """
-        return DataLoader(dataset, batch_sampler=_Batches(self._session, len(dataset)), **loader_options)  # type: ignore[arg-type]
+        session = self._session
+        # Of its own, or the loader would draw from the global one, whose state a resumed run has restored.
+        own = generator(session.config.training.seed, Stream.WORKER, session.step, session.world.rank)
+        loader_options.setdefault("generator", own)
+        return DataLoader(dataset, batch_sampler=_Batches(session, len(dataset)), **loader_options)  # type: ignore[arg-type]
 
     def record(self, *, loss: Tensor | float, tokens: int = 0, **metrics: float) -> None:
         """End a step, after ``optimizer.step()``: log, save and find out whether to stop.
@@ -161,6 +171,7 @@ class Run:
         """
         module = self._session.merge(batches)
         self._session.close(**metrics)
+        leave_world()
         return module
 
 
@@ -173,9 +184,9 @@ class _Batches:
 
     def __iter__(self) -> Iterator[list[int]]:
         session, training = self._session, self._session.config.training
-        for step in range(session.step, training.steps):
+        for step in range(session.step, session.stop_at):
             indices = self._order.batch_indices(step, training.batch_size)
             yield share(indices, session.world.rank, session.world.size).tolist()
 
     def __len__(self) -> int:
-        return self._session.config.training.steps - self._session.step
+        return max(0, self._session.stop_at - self._session.step)

@@ -39,7 +39,6 @@ def test_the_example_script_trains_stops_and_resumes_exactly(launched, tmp_path,
 def epoch_of_indices(directory, config):
     run = disttrain.Run.from_config(config, [f"run.directory={directory}"])
     model, optimizer = run.prepare(nn.Linear(1, 1))
-    run.resume()
     seen = []
     for batch in run.shard(list(range(40))):
         seen.append(batch.tolist())
@@ -61,6 +60,34 @@ def test_shards_are_disjoint_and_complete_in_every_epoch(launched, tmp_path):
     assert steps[:5] != steps[5:]
 
 
+def with_dropout(directory, config, *overrides):
+    """A loop that never looks at `should_stop`, with dropout and data from a loader."""
+    run = disttrain.Run.from_config(config, [f"run.directory={directory}", *overrides])
+    model, optimizer = run.prepare(nn.Sequential(nn.Linear(1, 32), nn.Dropout(0.5), nn.Linear(32, 1)))
+    model.module[2].eval()
+    for batch in run.shard(list(range(40))):
+        model(batch[:, None].float()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        run.record(loss=0.0)
+        with run.evaluating():
+            pass
+    assert not model.module[2].training, "a part in evaluation mode stays there"
+    run.finish()
+    return json.loads((directory / "summary.json").read_text())
+
+
+def test_dropout_resumes_exactly_and_no_step_too_many_is_made(launched, tmp_path):
+    config = tmp_path / "own.yaml"
+    config.write_text("training: {steps: 10, batch_size: 8}\nrecording: {log_every: 5}\n")
+    straight = launched(1, with_dropout, tmp_path / "straight", config)[0]
+    stopped = launched(1, with_dropout, tmp_path / "run", config, "training.stop_after=4")[0]
+    again = launched(1, with_dropout, tmp_path / "run", config, "training.stop_after=4", "training.resume=auto")[0]
+    assert (stopped["steps"], again["steps"], again["weights_sha256"]) == (4, 4, stopped["weights_sha256"])
+    ended = launched(1, with_dropout, tmp_path / "run", config, "training.resume=auto")[0]
+    assert (ended["status"], ended["weights_sha256"]) == ("finished", straight["weights_sha256"])
+
+
 def refused(config, *overrides, optimizer=False):
     try:
         run = disttrain.Run.from_config(config, overrides)
@@ -76,7 +103,8 @@ def refused(config, *overrides, optimizer=False):
     [
         ("model: {name: plm}", "sets model"),
         ("data: {name: python_source}", "sets data"),
-        ("training: {gradient_accumulation: 2}", "accumulates by itself"),
+        ("training: {gradient_accumulation: 2}", "sets training.gradient_accumulation"),
+        ("training: {precision: bf16}", "sets training.precision"),
     ],
 )
 def test_settings_that_an_own_loop_would_ignore_are_refused(tmp_path, text, words):

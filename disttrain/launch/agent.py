@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,14 +30,17 @@ class Ending:
 
     code: int
     reason: str = ""
+    final: bool = True
+    """Whether starting the workers again could not help."""
 
 
 class WorkerLogs(LogsSpecs):  # type: ignore[misc]
-    """Worker 0 writes to the terminal; everything else goes to ``logs/rankN.log`` of the run folder."""
+    """Worker 0 writes to the terminal; everything else goes to ``logs/rankN.log``, after a first start ``rankN.1.log`` …"""
 
-    def __init__(self, directory: Path, attempt: int) -> None:
+    def __init__(self, directory: Path) -> None:
         super().__init__(log_dir=str(directory))
-        self._directory, self._suffix = directory, "" if attempt == 0 else f".restart{attempt}"
+        starts = len(list(directory.glob("rank0*.log")))
+        self._directory, self._suffix = directory, f".{starts}" if starts else ""
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
         """The files of each local rank; an empty name means the terminal."""
@@ -63,25 +68,27 @@ def train(config: str, overrides: Sequence[str], folder: Path, workers: int, max
         max_restarts: after failures; each continues from the newest whole checkpoint.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # our one line names rank and reason first
+    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # a batch system's early warning
     for attempt in range(max_restarts + 1):
         again = ["training.resume=auto"] if attempt else []
         arguments = [config, *(o for o in overrides if not (again and o.startswith("training.resume="))), *again]
-        ending = _run_once(arguments, WorkerLogs(folder / "logs", attempt), folder, workers)
-        if ending.code != FAILED:
+        ending = _run_once(arguments, WorkerLogs(folder / "logs"), folder, workers)
+        if ending.final:
             break
         left = max_restarts - attempt
         outlook = f"; starting all workers again, {left} restarts left" if left else ""
         print(f"disttrain: {ending.reason}{outlook}", file=sys.stderr, flush=True)
-    if ending.code == USERS_MISTAKE:
+    if ending.final and ending.reason:
         print(f"disttrain: {ending.reason}", file=sys.stderr)
-    elif ending.code == FAILED:
+    if ending.code == FAILED:
         print(f"disttrain: logs are in {folder / 'logs'}", file=sys.stderr)
     return ending.code
 
 
 def _run_once(arguments: list[str], logs: WorkerLogs, folder: Path, workers: int) -> Ending:
-    for leftover in (*folder.glob("failure.rank*.json"), folder / "summary.json"):
-        leftover.unlink(missing_ok=True)  # of an earlier start: what is there afterwards is of this one
+    for report in folder.glob("failure.rank*.json"):
+        report.unlink()  # of an earlier start
+    started = time.time()
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=workers, run_id=uuid.uuid4().hex, max_restarts=0, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", logs_specs=logs,
@@ -91,7 +98,7 @@ def _run_once(arguments: list[str], logs: WorkerLogs, folder: Path, workers: int
     except ChildFailedError as error:
         return _ending(error.failures, folder)
     except SignalException as error:
-        return _after_signal(signal.Signals(error.sigval).name, folder)
+        return _after_signal(signal.Signals(error.sigval).name, folder, started)
     return Ending(DONE)
 
 
@@ -107,20 +114,22 @@ def _ending(failures: dict[int, ProcessFailure], folder: Path) -> Ending:
     culprits += [rank for rank, report in reports.items() if report["kind"] == "error"]
     rank = (culprits or sorted(failures))[0]
     if rank in reports:
-        return Ending(FAILED, f"rank {rank} failed: {reports[rank]['reason']}")
+        return Ending(FAILED, f"rank {rank} failed: {reports[rank]['reason']}", final=False)
     code = failures[rank].exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return Ending(FAILED, f"rank {rank} failed: it {how}")
+    return Ending(FAILED, f"rank {rank} failed: it {how}", final=False)
 
 
-def _after_signal(name: str, folder: Path) -> Ending:
+def _after_signal(name: str, folder: Path, started: float) -> Ending:
     """The agent has passed the signal on and waited: either the workers saved and stopped, or one says why not."""
     for rank, report in _reports(folder).items():
         return Ending(FAILED, f"stopped by {name}, and rank {rank} could not save: {report['reason']}")
-    if not (folder / "summary.json").exists():
-        return Ending(FAILED, f"stopped by {name}, and not saved: the workers did not end by themselves in time")
-    print(f"disttrain: stopped by {name} and saved; training.resume=auto continues", file=sys.stderr)
-    return Ending(STOPPED)
+    summary = folder / "summary.json"
+    if not summary.exists() or summary.stat().st_mtime < started:
+        return Ending(FAILED, f"stopped by {name} before there was anything to save, or before the workers could")
+    if json.loads(summary.read_text())["status"] == "finished":
+        return Ending(DONE)
+    return Ending(STOPPED, f"stopped by {name} and saved; training.resume=auto continues")
 
 
 def _reports(folder: Path) -> dict[int, dict[str, str]]:

@@ -35,7 +35,7 @@ LOST_PEER = (
 
 
 class StopRequest:
-    """Whether somebody asked this process to stop: SIGTERM, SIGINT or SIGUSR1 (a batch system's early warning).
+    """Whether somebody asked this process to stop: SIGTERM, SIGINT, SIGHUP, or SIGUSR1 (a batch system's early warning).
 
     The handlers only set a flag; the loop acts on it at a step where all workers can. A second SIGINT interrupts at once.
     """
@@ -46,7 +46,7 @@ class StopRequest:
     def listen(self) -> None:
         """Install the handlers; without effect outside the main thread, where Python allows none."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 signal.signal(number, self._handle)
 
     def __bool__(self) -> bool:
@@ -79,10 +79,15 @@ def run_worker(main: Callable[[], int], info: RankInfo, folder: Callable[[], Pat
         code = USERS_MISTAKE if isinstance(error, UserError) else FAILED
         report_failure(error, info, folder())
         leave(code)
-    gc.collect()  # DDP must be gone before its process group
+    leave_world()
+    leave(code)
+
+
+def leave_world() -> None:
+    """Give up the process group, after what hangs on it: a DDP that outlives its group aborts the process at exit."""
+    gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
-    leave(code)
 
 
 def leave(code: int) -> NoReturn:

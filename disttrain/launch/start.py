@@ -24,17 +24,17 @@ def start_cpu(threads: int | None, local_world_size: int) -> int:
     return torch.get_num_threads()
 
 
-def choose_device(device: str, local_rank: int) -> torch.device:
-    """The device of this worker: CUDA device ``local_rank`` where there is one, unless the CPU is asked for.
+def choose_device(device: str, local_rank: int, local_world_size: int) -> torch.device:
+    """The device of this worker: CUDA device ``local_rank`` if every worker of the host has one, unless the CPU is asked for.
 
     Raises:
-        UserError: if CUDA is asked for and this worker has no device.
+        UserError: if CUDA is asked for and the host has fewer devices than workers.
     """
     available = torch.cuda.device_count()
-    if device == "cpu" or (device == "auto" and local_rank >= available):
+    if device == "cpu" or (device == "auto" and available < local_world_size):
         return torch.device("cpu")
-    if local_rank >= available:
-        raise UserError(f"launch.device=cuda, but worker {local_rank} of this host has no device ({available} visible)")
+    if available < local_world_size:
+        raise UserError(f"launch.device=cuda, but this host has {available} devices for {local_world_size} workers")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 

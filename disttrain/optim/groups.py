@@ -57,11 +57,6 @@ class ParameterGroup:
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
 
-    @property
-    def num_elements(self) -> int:
-        """Scalars in the group; a tied weight counts once."""
-        return sum(parameter.numel() for parameter in self.parameters)
-
     def decays(self, decay: Decay) -> bool:
         """Whether weight decay applies to this group under the rule ``decay``."""
         return self.role not in NO_DECAY[decay]

@@ -50,7 +50,7 @@ class ImportedConfig(OptimizerConfig):
         return self
 
     def build(self, module: nn.Module) -> Optimizer:
-        """One torch group per role if the class takes weight_decay, else one for all: LBFGS, for one, takes no more."""
+        """One torch group per role if the class takes weight_decay, else one for all."""
         groups = self.groups(module)
         if "weight_decay" in _parameters(self.target) or "weight_decay" in self.arguments:
             spared: dict[str, float] = {"weight_decay": 0.0}

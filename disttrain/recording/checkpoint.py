@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+Patience = Callable[[float], bool]
+"""Whether to go on waiting, after so many seconds."""
 
 FORMAT = 1
 MANIFEST, SHARED = "manifest.json", "shared.safetensors"
@@ -58,28 +62,30 @@ class CheckpointStore:
         members: the workers that share the folder; the first of them leads: it writes what is shared, and the manifest.
         token: equal on all workers and different in every start of the run, so that a crashed start's leftovers are no one's.
         keep: how many checkpoints stay.
-        patience_seconds: how long the leader waits for the other members' files.
     """
 
-    def __init__(
-        self, directory: Path, rank: int, members: list[int], token: str, keep: int = 2, patience_seconds: float = 60.0
-    ) -> None:
-        self.directory, self.rank, self.members, self.token = directory, rank, members, token
-        self.keep, self.patience_seconds = keep, patience_seconds
+    def __init__(self, directory: Path, rank: int, members: list[int], token: str, keep: int = 2) -> None:
+        self.directory, self.rank, self.members, self.token, self.keep = directory, rank, members, token, keep
         self.leads = rank == members[0]
 
-    def save(self, step: int, snapshot: Snapshot) -> None:
+    def save(self, step: int, snapshot: Snapshot, patient: Patience, meeting_place: str | None = None) -> None:
         """Write this worker's part; the leader returns when the checkpoint is whole and under its final name.
+
+        Args:
+            step: names the checkpoint; the leader's counts.
+            snapshot: this worker's part.
+            patient: tells the leader whether to go on waiting for the other members' parts.
+            meeting_place: where members meet that are not at one step; by default the step.
 
         Raises:
             CheckpointError: if a file cannot be written; older checkpoints stay as they are.
         """
-        partial = self.directory / f"{_folder(step)}.partial-{self.token}"
+        partial = self.directory / f"{meeting_place or _folder(step)}.partial-{self.token}"
         try:
             partial.mkdir(parents=True, exist_ok=True)
             self._write_own(partial, snapshot)
             if self.leads:
-                self._complete(partial, step, snapshot)
+                self._complete(partial, step, snapshot, patient)
                 self._prune()
         except OSError as error:
             self._give_up(partial, error)
@@ -120,7 +126,7 @@ class CheckpointStore:
 
     def forget_leftovers(self) -> None:
         """Remove what a crash in the middle of saving left behind; the leader calls it before anybody saves."""
-        for path in self.directory.glob("step_*.partial-*"):
+        for path in self.directory.glob("*.partial-*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def _path(self, step: int) -> Path:
@@ -130,10 +136,10 @@ class CheckpointStore:
         entry = _write(partial / rank_file(self.rank), snapshot.local, snapshot.local_facts)
         _write_text(partial / f"rank{self.rank:05d}.json", json.dumps(entry))
 
-    def _complete(self, partial: Path, step: int, snapshot: Snapshot) -> None:
+    def _complete(self, partial: Path, step: int, snapshot: Snapshot, patient: Patience) -> None:
         files = {SHARED: _write(partial / SHARED, snapshot.shared, {})}
         for rank in self.members:
-            note = self._await_member(partial, rank)
+            note = _await_member(partial, rank, patient)
             files[rank_file(rank)] = json.loads(note.read_text())
             note.unlink()
         manifest = {"format": FORMAT, "step": step, "facts": snapshot.shared_facts, "files": files}
@@ -144,14 +150,6 @@ class CheckpointStore:
             shutil.rmtree(final)
         partial.rename(final)
         _sync(self.directory)
-
-    def _await_member(self, partial: Path, rank: int) -> Path:
-        note, deadline = partial / f"rank{rank:05d}.json", time.monotonic() + self.patience_seconds
-        while not note.exists():
-            if (partial / f"rank{rank:05d}.failed").exists() or time.monotonic() > deadline:
-                raise OSError(0, f"worker {rank} has not written its part", str(partial / rank_file(rank)))
-            time.sleep(0.005)
-        return note
 
     def _give_up(self, partial: Path, error: OSError) -> None:
         if self.leads:
@@ -176,6 +174,17 @@ class CheckpointStore:
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise CheckpointError(f"{path} is not a manifest of format {FORMAT}")
         return manifest
+
+
+def _await_member(partial: Path, rank: int, patient: Patience) -> Path:
+    """The note with which a member says that its part is on disk."""
+    note, started = partial / f"rank{rank:05d}.json", time.monotonic()
+    while not note.exists():
+        failed = (partial / f"rank{rank:05d}.failed").exists()
+        if failed or not patient(time.monotonic() - started):
+            raise OSError(0, f"worker {rank} has not written its part", str(partial / rank_file(rank)))
+        time.sleep(0.005)
+    return note
 
 
 def _folder(step: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from disttrain.recording.folder import RunFolder
@@ -23,6 +24,7 @@ class Recorder:
     def __init__(self, folder: RunFolder, display: Display, tracker: WandbTracker | None) -> None:
         self._folder, self._display, self._tracker = folder, display, tracker
         self._metrics = MetricsFile(folder.metrics)
+        self._unwritable: set[str] = set()
         self.last: dict[str, Any] = {}
 
     def forget_after(self, step: int) -> None:
@@ -32,7 +34,7 @@ class Recorder:
     def log(self, record: dict[str, Any], seconds_left: float | None = None) -> None:
         """One logged step."""
         self.last = record
-        self._metrics.append(record)
+        self._guard("metrics.jsonl", lambda: self._metrics.append(record))
         self._display.step(record, seconds_left)
         if self._tracker is not None:
             self._tracker.log(record)
@@ -41,12 +43,22 @@ class Recorder:
         """The run's end: ``summary.json``, the loss plot, and the result on the screen."""
         self._display.close()
         self._folder.write_summary({key: finite_or_none(value) for key, value in summary.items()})
-        plot_loss(self._folder.metrics, self._folder.loss_plot, self._folder.path.name, unit)
+        plot = (self._folder.metrics, self._folder.loss_plot, self._folder.path.name, unit)
+        self._guard("loss.png", lambda: plot_loss(*plot))
         if self._tracker is not None:
             self._tracker.finish(summary)
         for line in summary_lines(summary, unit):
             self._display.say(line)
         self._display.say(f"run folder       {self._folder.path}")
+
+    def _guard(self, what: str, action: Callable[[], None]) -> None:
+        """A record that cannot be written is said once; the training that it is about is worth more."""
+        try:
+            action()
+        except OSError as error:
+            if what not in self._unwritable:
+                self._unwritable.add(what)
+                self._display.say(f"warning: {what} is incomplete: {error}")
 
 
 def summary_lines(summary: dict[str, Any], unit: str) -> list[str]:

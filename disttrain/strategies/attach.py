@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -83,6 +83,9 @@ class StrategyOptimizer(Optimizer):
         multiplier: learning rate as a share of the peak at update t = 0, 1, …; None leaves the rates alone.
         clip_norm: gradients of a larger Euclidean norm are scaled down to it; None: never.
 
+    Raises:
+        ValueError: if the optimizer cannot step without a closure, as LBFGS.
+
     Attributes:
         counts: steps and updates so far.
         gradient_norm: before clipping, of the last step.
@@ -96,12 +99,18 @@ class StrategyOptimizer(Optimizer):
         multiplier: Callable[[int], float] | None = None,
         clip_norm: float | None = None,
     ) -> None:
-        # Not Optimizer.__init__, which would make parameter groups of its own. Hooks go to the step that moves parameters.
-        self._optimizer_step_pre_hooks = optimizer._optimizer_step_pre_hooks
-        self._optimizer_step_post_hooks = optimizer._optimizer_step_post_hooks
+        # Not Optimizer.__init__, which would make parameter groups of its own.
+        if _needs_closure(optimizer):
+            raise ValueError(f"{type(optimizer).__name__} calls the model several times per step, which no strategy can follow")
         self.inner, self.strategy, self._multiplier, self._clip_norm = optimizer, strategy, multiplier, clip_norm
         self._peaks = [group["lr"] for group in optimizer.param_groups]
         self.counts, self.gradient_norm, self.seconds = StepCounts(), float("nan"), 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        """What Optimizer keeps in attributes, such as the hooks around a step, is the wrapped optimizer's."""
+        if "inner" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.__dict__["inner"], name)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -175,6 +184,11 @@ class StrategyOptimizer(Optimizer):
         return float(norm)
 
 
+def _needs_closure(optimizer: Optimizer) -> bool:
+    closure = signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is Parameter.empty
+
+
 def attach(module: nn.Module, strategy: Strategy, world: TorchWorld) -> PreparedModule:
     """Put ``strategy`` around ``module``: the parameters become one vector, worker 0's if they differed, and training may begin.
 
@@ -235,10 +249,11 @@ class _Hook:
 
     # DDP insists on the name `bucket`, and keys nothing by its index: buckets are rebuilt after the first backward.
     def reduce(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
+        if self._strategy.reducer is None:
+            return self._reduce_units(bucket)
         self._last_called = time.perf_counter() if bucket.is_last() else None
         self._exposed = 0.0
-        future = self._start_dense(bucket) if self._strategy.reducer else self._reduce_units(bucket)
-        return future.then(self._land)
+        return self._start_dense(bucket).then(self._land)
 
     def _land(self, future: torch.futures.Future[Tensor]) -> Tensor:
         if self._last_called is not None:  # counted up to here already: what earlier buckets were late by
@@ -261,8 +276,20 @@ class _Hook:
             reduced = self._strategy.reduce(self._units[id(parameter)], gradient.reshape(1, -1))
             gradient.copy_(reduced.view_as(gradient))
         future: torch.futures.Future[Tensor] = torch.futures.Future()
-        future.set_result(bucket.buffer())
+        future.set_result(bucket.buffer())  # the world has counted what the primitives waited
         return future
+
+
+@contextmanager
+def training_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Inside it, all of the module is in training mode, or all in evaluation mode; each part goes back to its own."""
+    modes = {part: part.training for part in module.modules()}
+    module.train(training)
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 @contextmanager

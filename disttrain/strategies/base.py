@@ -28,6 +28,8 @@ class Strategy:
     """How gradients are averaged; None if they are not. A driver may overlap a dense mean, whole buckets at a time."""
     replicated: bool = False
     """Whether parameters and optimizer state are equal on all workers after every step."""
+    lockstep: bool = False
+    """Whether no worker can be more than a round ahead of another, so that all can agree on a step to stop after."""
     find_unused_parameters: bool = False
     """Whether a parameter may go without a gradient in a step."""
     survives_peers: bool = False

@@ -51,7 +51,7 @@ class DDPCastConfig(GradientConfig):
 class DDP(Strategy):
     """Average the gradients in every step; the workers stay bitwise equal."""
 
-    replicated = True
+    replicated = lockstep = True
 
     def __init__(self, reducer: Dense, find_unused_parameters: bool = False) -> None:
         self.reducer, self.find_unused_parameters = reducer, find_unused_parameters

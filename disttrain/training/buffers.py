@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from disttrain.component import UserError
+from disttrain.strategies.attach import training_mode
 from disttrain.worlds.world import World
 
 RECALIBRATION_BATCHES = 32
@@ -49,10 +50,8 @@ def _recalibrate(module: nn.Module, batches: Iterator[Any]) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # torch's word for a cumulative mean
-    training = module.training
-    module.train()
-    for batch in islice(batches, RECALIBRATION_BATCHES):
-        module(batch)
-    module.train(training)
+    with training_mode(module, True):
+        for batch in islice(batches, RECALIBRATION_BATCHES):
+            module(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

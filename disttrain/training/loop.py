@@ -31,8 +31,11 @@ def fit(session: Session) -> dict[str, Any]:
     session.prepare(_build_model(session, corpus))
     _announce(session, corpus)
     session.resume()
-    for _ in steps(session, corpus, objective, order):
-        pass
+    try:
+        for _ in steps(session, corpus, objective, order):
+            pass
+    finally:
+        session.display.close()
     session.merge(_training_inputs(session, corpus.train, order))
     final = {"validation_loss": validate(session, corpus.validation, objective)} if session.completed else {}
     return session.close(**final)

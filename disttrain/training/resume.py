@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from disttrain.component import UserError
+from disttrain.config import difference
 from disttrain.recording.checkpoint import CheckpointStore
 from disttrain.training.meeting import exchange_facts
 from disttrain.worlds import TorchWorld
+
+PASSING = ("training.resume", "training.stop_after")
+ESSENTIAL = ("model", "data", "objective", "optimizer.name", "optimizer.target", "strategy.name")
+"""What a run cannot change on the way, beside the seed and the batch size, by which it finds its place in the data."""
+
+
+def refuse_other_run(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Compare the checkpoint's config with the present one; returns the other differences, which are the user's to make.
+
+    Raises:
+        UserError: naming everything essential that differs.
+    """
+    changed = difference(old, new)
+    essential = (*ESSENTIAL, "training.seed", "training.batch_size")
+    wrong = [each for each in changed if any(each[0] == key or each[0].startswith(f"{key}.") for key in essential)]
+    if wrong:
+        listed = ", ".join(f"{key}: {was} there, {now} here" for key, was, now in wrong)
+        raise UserError(f"the checkpoint is of another run ({listed}); nothing was changed. Start anew in another run.directory")
+    return [each for each in changed if each[0].split(".")[0] not in ("run", "launch", "recording") and each[0] not in PASSING]
 
 
 def newest_agreed(store: CheckpointStore, world: TorchWorld, device: torch.device, report: Callable[[str], None]) -> int | None:

@@ -29,16 +29,18 @@ from disttrain.recording.folder import write_atomically
 from disttrain.recording.progress import Display
 from disttrain.recording.recorder import Recorder
 from disttrain.recording.trackers import WandbTracker
-from disttrain.strategies.attach import PreparedModule, StrategyOptimizer, attach, parameters_as
+from disttrain.strategies.attach import PreparedModule, StrategyOptimizer, attach, parameters_as, training_mode
 from disttrain.training.agreement import Agreement
 from disttrain.training.buffers import settle_buffers
 from disttrain.training.meeting import Meeting
-from disttrain.training.resume import newest_agreed
+from disttrain.training.resume import newest_agreed, refuse_other_run
 from disttrain.training.seeds import seed_model, seed_worker
 from disttrain.training.state import TrainingState
 from disttrain.worlds import TorchWorld
 from disttrain.worlds.traffic import all_reduce_wire_bytes
 
+STOP_SECONDS = 20.0
+"""How long workers that are told to stop, and are not in lockstep, wait for each other; launchers kill after 30."""
 MOST_SKIPS = 20
 """Steps in a row that may be skipped for gradients that are not finite, before the run ends as diverged."""
 
@@ -51,16 +53,24 @@ class Session:
         world: all workers.
         device: this worker's.
         meeting: what the workers found out at the start.
+        resume: whether to go on from a checkpoint, if there is one.
         stop_request: becomes true when this process is asked to stop.
 
     Attributes:
-        should_stop: whether the last step has been made: of the run, of ``training.stop_after``, or after a stop request.
+        stop_at: the last step: of the run, of ``training.stop_after``, or after a stop request.
+        should_stop: whether it has been made.
         interrupted: whether some worker was asked to stop.
         strategy: begun in :meth:`prepare`.
     """
 
     def __init__(
-        self, config: RunConfig, world: TorchWorld, device: torch.device, meeting: Meeting, stop_request: StopRequest
+        self,
+        config: RunConfig,
+        world: TorchWorld,
+        device: torch.device,
+        meeting: Meeting,
+        resume: bool,
+        stop_request: StopRequest,
     ) -> None:
         self.config, self.world, self.device, self.folder = config, world, device, meeting.folder
         self.strategy = config.strategy.build()
@@ -69,18 +79,13 @@ class Session:
         self.unit = "token"
         self.flops_per_token: float | None = None
         self.peak_flops: float | None = None
-        self._stop_request, self._stop_at = stop_request, self._planned_end()
-        self._store = CheckpointStore(
-            self.folder.checkpoints,
-            world.rank,
-            meeting.members,
-            meeting.token,
-            config.checkpoint.keep,
-            config.launch.timeout,
-        )
+        self._resume, self._stop_request, self.stop_at = resume, stop_request, self._planned_end()
+        self._stop_sign = self.folder.path / f".stop-{meeting.token}"
+        self._store = CheckpointStore(self.folder.checkpoints, world.rank, meeting.members, meeting.token, config.checkpoint.keep)
         if self._store.leads:
             self._store.forget_leftovers()
         self._recorder: Recorder | None = None
+        self._no_checkpoint_until = 0
         self._tokens = 0
         self._seconds_before, self._started = 0.0, time.perf_counter()
         self._logged_at, self._logged_step, self._logged_tokens = self._started, 0, 0
@@ -94,29 +99,32 @@ class Session:
 
         Raises:
             UserError: if the module or the optimizer cannot be trained so.
+            RuntimeError: if it was called before.
         """
+        if hasattr(self, "model"):
+            raise RuntimeError("prepare() was called already; put what is trained together into one module")
         module.to(self.device)
         try:
             optimizer = optimizer or self.config.optimizer.build(module)
+            training = self.config.training
+            self.optimizer = StrategyOptimizer(optimizer, self.strategy, self._multiplier(), training.clip_norm)
             self.model = attach(module, self.strategy, self.world)
         except ValueError as error:
             raise UserError(str(error)) from error
-        training = self.config.training
-        self.optimizer = StrategyOptimizer(optimizer, self.strategy, self._multiplier(), training.clip_norm)
         self._state = TrainingState(module, self.optimizer, self.strategy, self.world.rank)
-        self._agreement = Agreement(self.strategy, self.config.recording.log_every, self._stop_at)
+        self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stop_at)
         seed_worker(training.seed, self.world.rank)
         self._start_clock()
         return self.model, self.optimizer
 
     def resume(self) -> int:
-        """With ``training.resume=auto``, go on from the newest checkpoint that is whole; returns the step (0: a new run).
+        """Go on from the newest checkpoint that is whole, if the run is to be continued; returns the step (0: a new run).
 
         Raises:
             UserError: if there are checkpoints and none is whole, or it is of another model or number of workers.
         """
         step = None
-        if self.config.training.resume == "auto":
+        if self._resume:
             step = newest_agreed(self._store, self.world, self.device, self._warn)
         if step is not None:
             self._restore(step)
@@ -127,6 +135,8 @@ class Session:
     def _restore(self, step: int) -> None:
         snapshot = self._store.load(step)
         facts = snapshot.shared_facts
+        for key, old, new in refuse_other_run(facts["config"], self.config.model_dump(mode="json")):
+            self.display.say(f"note: {key} is {new} now, was {old}")
         if facts["workers"] != self.world.size and not self.strategy.replicated:
             raise UserError(
                 f"the checkpoint of step {step} is of {facts['workers']} workers, this run has {self.world.size}: under "
@@ -136,11 +146,13 @@ class Session:
         self.world.traffic.restore(snapshot.local_facts["traffic"])
         self.optimizer.seconds = snapshot.local_facts["optimizer_seconds"]
         self._tokens, self._seconds_before = facts["tokens"], facts["seconds"]
-        self._agreement = Agreement(self.strategy, self.config.recording.log_every, self._stop_at, step)
+        self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stop_at, step)
         if snapshot.local_facts["worker"] == self.world.rank:
             self._agreement.own.add(*snapshot.local_facts["own_loss"])
             self._agreement.loss.add(*snapshot.local_facts["unlogged_loss"])
-        self.should_stop = step >= self._stop_at
+        self.should_stop = self.step >= self.stop_at
+        furthest = self.world.gather(torch.tensor([[self.step]], device=self.device)).max()
+        self._no_checkpoint_until = int(furthest)  # workers without lockstep may have stopped at different steps
         self.display.say(f"continuing from step {step} of {self._store.directory}")
 
     def _open_records(self, step: int) -> None:
@@ -175,36 +187,42 @@ class Session:
         """
         self._tokens += tokens
         self._extra |= metrics
-        self._agreement.step(self.step, loss, bool(self._stop_request))
+        self._agreement.step(self.step, loss, self._asked_to_stop())
         if self.optimizer.counts.consecutive_skips >= MOST_SKIPS:
             raise RuntimeError(f"diverged: the gradients have not been finite for {MOST_SKIPS} steps, up to step {self.step}")
-        if self._agreement.stop and not self.interrupted:
-            self.interrupted = True
-            self._stop_at = min(self._stop_at, self._furthest_step())
-        self.should_stop = self.step >= self._stop_at
-        if self.step % self.config.recording.log_every == 0 and not self.should_stop:
+        if self.optimizer.counts.updates == 1:
+            self._state.check()
+        if self._agreement.stop:
+            self._interrupt()
+        if self.should_stop:
+            return  # a loop that goes on regardless
+        if self.step % self.config.recording.log_every == 0 and self.step < self.stop_at:
             self._log()  # the last record is written by close, which may have more to say
         every = self.config.checkpoint.every
-        if self.should_stop or (every and self.step % every == 0):
+        due = every and self.step % every == 0 and self.step > self._no_checkpoint_until
+        if due or self.step >= self.stop_at:
             self._save()
+        self.should_stop = self.step >= self.stop_at
+        if self.should_stop and not self.strategy.lockstep:
+            self._wait_for_the_others()
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
         """Inside it, the module is in evaluation mode, without gradients, and holds what the strategy would export now."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad(), parameters_as(self.strategy.x, self.strategy.evaluation()):
-                yield self.model.module
-        finally:
-            self.model.train(training)
+        with (
+            training_mode(self.model, False),
+            parameters_as(self.strategy.x, self.strategy.evaluation()),
+            torch.no_grad(),
+        ):
+            yield self.model.module
 
     # --- after training --------------------------------------------------------------------------------------------
 
     @property
     def completed(self) -> bool:
         """Whether the run has made all its steps, rather than been stopped on the way."""
-        return self.step >= self.config.training.steps
+        interrupted = self.interrupted and not self.strategy.lockstep  # some worker was, if not this one
+        return self.step >= self.config.training.steps and not interrupted
 
     def merge(self, batches: Iterator[Any] | None = None) -> nn.Module:
         """Turn a completed run's live parameters into its result; a stopped run's stay as they are. Returns the module.
@@ -229,6 +247,7 @@ class Session:
             return {}
         if self._recorder.last.get("step") != self.step:
             self._log()
+        self._stop_sign.unlink(missing_ok=True)
         summary = self._summary(sha256_of(weights))
         _export(module, self.folder.weights)
         self._recorder.finish(summary, self.unit)
@@ -245,28 +264,58 @@ class Session:
             return None  # a user's own scheduler may be at work on the same groups
         return lambda update: schedule.multiplier(update, total)
 
-    def _furthest_step(self) -> int:
-        """Where all workers can stop together; those of a strategy without communication may be apart."""
-        if self.strategy.replicated:
-            return self.step
-        return int(self.world.gather(torch.tensor([[self.step]], device=self.device)).max())
+    def _asked_to_stop(self) -> bool:
+        """Whether this worker is told to stop; workers that exchange nothing tell each other by a file in their folder."""
+        if self._stop_request and not self.strategy.lockstep:
+            self._stop_sign.touch()
+        return bool(self._stop_request) or (not self.strategy.lockstep and self._stop_sign.exists())
+
+    def _interrupt(self) -> None:
+        """Make this step the last one: the same on all workers in lockstep, else each worker's own."""
+        self.interrupted = True
+        self.stop_at = min(self.stop_at, self.step)
 
     def _save(self) -> None:
-        facts = {"workers": self.world.size, "tokens": self._tokens, "seconds": self._seconds()}
+        facts = {
+            "workers": self.world.size,
+            "tokens": self._tokens,
+            "seconds": self._seconds(),
+            "config": self.config.model_dump(mode="json"),
+        }
         own = {
             "traffic": self.world.traffic.state(),
             "optimizer_seconds": self.optimizer.seconds,
             "own_loss": self._agreement.own.state(),
             "unlogged_loss": self._agreement.loss.state(),
         }
+        snapshot = self._state.capture(facts, own)
+        apart = self.interrupted and not self.strategy.lockstep
         try:
-            self._store.save(self.step, self._state.capture(facts, own))
+            self._store.save(self.step, snapshot, self._patient, meeting_place="stop" if apart else None)
         except CheckpointError as error:
+            if self._asked_to_stop() and not self.strategy.lockstep and not self.interrupted:
+                self._interrupt()  # the others stop before they come here
+                self._save()
+                return
             older = self._store.steps()
             kept = f"the one of step {older[0]} is whole" if older else "there is no older one"
-            if self.should_stop:
+            if self.step >= self.stop_at:
                 raise RuntimeError(f"{error}; {kept}") from None
             self._warn(f"{error}; {kept}; training goes on")
+
+    def _patient(self, waited_seconds: float) -> bool:
+        """How long the others' parts of a checkpoint are waited for: without lockstep, as long as nobody wants to stop."""
+        if self.strategy.lockstep:
+            return waited_seconds < self.config.launch.timeout
+        return waited_seconds < STOP_SECONDS if self.interrupted else not self._asked_to_stop()
+
+    def _wait_for_the_others(self) -> None:
+        """Stay until the last checkpoint is whole, or until others are stopped on their way to it."""
+        while self.step not in self._store.steps() and not self.interrupted:
+            if self._asked_to_stop():
+                self._interrupt()
+                self._save()
+            time.sleep(0.02)
 
     def _log(self) -> None:
         """Write a record; the loss is taken on every worker, so that all forget it alike."""

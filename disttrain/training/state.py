@@ -36,11 +36,19 @@ class TrainingState:
     def __init__(self, module: nn.Module, optimizer: StrategyOptimizer, strategy: Strategy, worker: int) -> None:
         self._module, self._optimizer, self._strategy, self._worker = module, optimizer, strategy, worker
         self._fresh_groups = [_scalars(group) for group in optimizer.param_groups]
+        self._kind = type(optimizer.inner).__name__
+        self._sizes = [len(group["params"]) for group in optimizer.param_groups]
         self._names = {id(p): name for name, p in module.named_parameters()}
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if id(parameter) not in self._names:
                     raise UserError("the optimizer holds a parameter that is not the module's: a checkpoint could not name it")
+        if extra := [name for name, value in module.state_dict().items() if not isinstance(value, Tensor)]:
+            raise UserError(f"the module keeps something other than tensors in {extra[0]}, which a checkpoint cannot hold")
+
+    def check(self) -> None:
+        """Raise UserError if the optimizer's state is of a kind that cannot be saved; to be called after its first update."""
+        self._optimizer_state()
 
     def capture(self, facts: dict[str, Any], local_facts: dict[str, Any]) -> Snapshot:
         """The state now; ``facts`` and ``local_facts`` go along."""
@@ -84,14 +92,24 @@ class TrainingState:
                 name = self._names[id(parameter)]
                 for entry, value in self._optimizer.state.get(parameter, {}).items():
                     kept: dict[str, Any] = tensors if isinstance(value, Tensor) else plain
+                    if not isinstance(value, Tensor | bool | int | float | str | None):
+                        kind = type(value).__name__
+                        raise UserError(
+                            f"{self._kind} keeps a {kind} in state[{name}][{entry!r}], which a checkpoint cannot hold"
+                        )
                     kept[f"{name}/{entry}"] = value
         moved = [
-            {key: [fresh.get(key), now] for key, now in _scalars(group).items() if now != fresh.get(key) and key != "lr"}
+            {key: [fresh.get(key), now] for key, now in _scalars(group).items() if now != fresh.get(key)}
             for fresh, group in zip(self._fresh_groups, self._optimizer.param_groups, strict=True)
         ]
-        return tensors, {"plain": plain, "groups": moved}
+        return tensors, {"kind": self._kind, "sizes": self._sizes, "plain": plain, "groups": moved}
 
     def _restore_optimizer(self, tensors: Tensors, scalars: dict[str, Any]) -> None:
+        if (scalars["kind"], scalars["sizes"]) != (self._kind, self._sizes):
+            raise UserError(
+                f"the checkpoint is of another optimizer: {scalars['kind']} with groups of {scalars['sizes']} parameters there, "
+                f"{self._kind} with {self._sizes} here"
+            )
         state: dict[str, dict[str, Any]] = {}
         for path, value in (tensors | scalars["plain"]).items():
             name, entry = path.rsplit("/", 1)

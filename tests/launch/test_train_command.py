@@ -223,10 +223,12 @@ def test_mistakes_of_every_kind_end_with_code_2_and_one_message(config, tmp_path
 def test_a_resume_with_nothing_whole_exits_2(launched, config, tmp_path):
     launched(2, train, config, tmp_path / "run", "training.stop_after=5")
     next((tmp_path / "run" / "checkpoints").glob("*/manifest.json")).write_text("{")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     code, _, error = Training(config, tmp_path / "run", "training.resume=auto").end()
     assert code == 2
     assert "nothing was changed" in error
     assert "Traceback" not in error
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_torchrun_and_disttrain_train_lead_to_the_same_weights(config, tmp_path):
@@ -239,6 +241,16 @@ def test_torchrun_and_disttrain_train_lead_to_the_same_weights(config, tmp_path)
     assert done.returncode == 0, done.stderr
     assert Training(config, tmp_path / "ours").end()[0] == 0
     assert summary(tmp_path / "torchrun")["weights_sha256"] == summary(tmp_path / "ours")["weights_sha256"]
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns_in_time(tmp_path):
+    quickstart = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+    done = finished("train", quickstart, "--workers", 2, f"run.directory={tmp_path / 'run'}", timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path / "run")["validation_loss"] < 1.45
+    for words in ("tokens/s", "sent per worker", "waiting for the network", f"run folder       {tmp_path / 'run'}"):
+        assert words in done.stdout.replace("\n", " ")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

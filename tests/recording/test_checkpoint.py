@@ -20,16 +20,24 @@ def snapshot(value, rank=0):
 
 
 def store(path, rank=0, members=(0,), **options):
-    return CheckpointStore(path, rank, list(members), token="t", **{"patience_seconds": 5.0, **options})
+    return CheckpointStore(path, rank, list(members), token="t", **options)
+
+
+def five_seconds(waited):
+    return waited < 5.0
+
+
+def no_patience(waited):
+    return False
 
 
 def save_all(path, size, step, **options):
     """All ranks save at once, as they do in a run; the leader's error, if any, is raised."""
     stores = [store(path, rank, range(size), **options) for rank in range(size)]
-    others = [threading.Thread(target=s.save, args=(step, snapshot(step, s.rank))) for s in stores[1:]]
+    others = [threading.Thread(target=s.save, args=(step, snapshot(step, s.rank), five_seconds)) for s in stores[1:]]
     for thread in others:
         thread.start()
-    stores[0].save(step, snapshot(step))
+    stores[0].save(step, snapshot(step), five_seconds)
     for thread in others:
         thread.join()
     return stores
@@ -49,7 +57,7 @@ def test_what_is_saved_is_loaded_bit_by_bit(tmp_path):
 def test_views_of_one_flat_buffer_are_saved_as_they_are(tmp_path):
     flat = torch.arange(20.0)
     views = {"a": flat[:8].view(2, 4), "b": flat[8:16], "c": flat[16:20]}
-    store(tmp_path).save(1, Snapshot(views, {}, {}, {}))
+    store(tmp_path).save(1, Snapshot(views, {}, {}, {}), no_patience)
     loaded = store(tmp_path).load(1).shared
     assert all(torch.equal(loaded[name], view) for name, view in views.items())
 
@@ -57,7 +65,7 @@ def test_views_of_one_flat_buffer_are_saved_as_they_are(tmp_path):
 def test_only_the_newest_stay(tmp_path):
     only = store(tmp_path, keep=2)
     for step in (1, 2, 3):
-        only.save(step, snapshot(step))
+        only.save(step, snapshot(step), no_patience)
     assert only.steps() == [3, 2]
 
 
@@ -77,7 +85,7 @@ def test_any_flipped_byte_is_detected_and_the_file_named(position, name):
 
 def test_a_truncated_missing_or_unparsable_file_is_named(tmp_path):
     only = store(tmp_path)
-    only.save(1, snapshot(1))
+    only.save(1, snapshot(1), no_patience)
     shared, manifest = (tmp_path / "step_00000001" / name for name in (checkpoint.SHARED, checkpoint.MANIFEST))
     data = shared.read_bytes()
     shared.write_bytes(data[:-1])
@@ -100,7 +108,7 @@ def test_a_truncated_missing_or_unparsable_file_is_named(tmp_path):
 @pytest.mark.parametrize("full_at", [checkpoint.SHARED, rank_file(0), "rank00000.tmp", "manifest.tmp"])
 def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path, monkeypatch, full_at):
     only = store(tmp_path)
-    only.save(1, snapshot(1))
+    only.save(1, snapshot(1), no_patience)
     real_open = type(tmp_path).open
 
     def open_on_a_full_disk(path, mode="r", *arguments, **options):
@@ -110,7 +118,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path, monkeypat
 
     monkeypatch.setattr(type(tmp_path), "open", open_on_a_full_disk)
     with pytest.raises(CheckpointError, match="checkpoint of step 2 not saved: No space left on device"):
-        only.save(2, snapshot(2))
+        only.save(2, snapshot(2), no_patience)
     assert only.steps() == [1]
     assert only.fault(1) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001"]
@@ -118,7 +126,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_says_so(tmp_path, monkeypat
 
 def test_the_leader_does_not_wait_forever_for_a_member(tmp_path):
     with pytest.raises(CheckpointError, match="worker 1 has not written its part"):
-        store(tmp_path, members=(0, 1), patience_seconds=0.05).save(3, snapshot(3))
+        store(tmp_path, members=(0, 1)).save(3, snapshot(3), no_patience)
     assert store(tmp_path).steps() == []
 
 
@@ -126,10 +134,10 @@ def test_what_a_crash_left_half_written_is_nobodys(tmp_path):
     partial = tmp_path / "step_00000005.partial-old"
     partial.mkdir()
     (partial / "rank00001.json").write_text("{}")
-    leader = store(tmp_path, members=(0, 1), patience_seconds=0.05)
+    leader = store(tmp_path, members=(0, 1))
     assert leader.steps() == []
     with pytest.raises(CheckpointError, match="worker 1"):
-        leader.save(5, snapshot(5))
+        leader.save(5, snapshot(5), no_patience)
     leader.forget_leftovers()
     assert not partial.exists()
 
@@ -141,7 +149,7 @@ def test_a_new_worker_takes_the_first_ones_part(tmp_path):
 
 def test_a_checkpoint_saved_again_replaces_the_damaged_one(tmp_path):
     only = store(tmp_path)
-    only.save(1, snapshot(1))
+    only.save(1, snapshot(1), no_patience)
     (tmp_path / "step_00000001" / checkpoint.SHARED).write_bytes(b"")
-    only.save(1, snapshot(1))
+    only.save(1, snapshot(1), no_patience)
     assert only.fault(1) is None

@@ -35,3 +35,24 @@ def train(config, directory, *overrides, before_fit=None):
     summary = fit(session)
     own = {name: p.detach() for name, p in session.model.module.named_parameters()}
     return sha256_of(own), summary
+
+
+NORMED = """
+import torch
+from torch import nn
+
+class Normed(nn.Module):
+    def __init__(self, vocabulary_size):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary_size, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, vocabulary_size)
+    def forward(self, tokens):
+        return self.head(self.norm(self.embedding(tokens).transpose(1, 2)).transpose(1, 2))
+"""
+
+
+def norm_statistics(config, directory, *overrides):
+    kept = []
+    train(config, directory, *overrides, before_fit=kept.append)
+    return kept[0].model.module.norm.running_mean.clone()

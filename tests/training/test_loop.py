@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from disttrain.recording.metrics import read_metrics
-from tests.training.small_run import train, write_config
+from tests.training.small_run import NORMED, norm_statistics, train, write_config
 
 
 def losses(folder):
@@ -32,49 +32,64 @@ def test_accumulation_changes_nothing_but_memory(launched, tmp_path):
 
 
 def counted_train(config, directory, *overrides):
-    """Count every collective between the first step and the last."""
-    calls = []
-    names = (
-        "all_reduce",
+    """Names of all collectives from the first step to the last, and the world's own count of them."""
+    calls, counting = [], []
+    kinds = (
+        "all_",
         "broadcast",
-        "all_gather_into_tensor",
-        "all_gather_single",
-        "all_gather",
-        "barrier",
         "reduce",
+        "gather",
+        "scatter",
+        "barrier",
         "send",
+        "recv",
         "isend",
+        "irecv",
+        "batch_",
+        "monitored_",
     )
+
+    def spy(name, function):
+        def called(*arguments, **options):
+            calls.extend([name] if counting else [])
+            return function(*arguments, **options)
+
+        return called
 
     def count(session):
         from disttrain.worlds import torch_world
 
-        def spy(name, function):
-            def called(*arguments, **options):
-                calls.append((session.step if hasattr(session, "optimizer") else 0, name))
-                return function(*arguments, **options)
-
-            return called
-
-        for name in names:
-            if hasattr(dist, name):
+        for name in dir(dist):
+            if name.startswith(kinds) and callable(getattr(dist, name)):
                 setattr(dist, name, spy(name, getattr(dist, name)))
         torch_world._all_gather = spy("all_gather", torch_world._all_gather)
+        resume, merge = session.resume, session.merge
+        session.resume = lambda: (resume(), counting.append(session.world.traffic.collectives))[0]
 
+        def merged(batches):
+            counting.append(session.world.traffic.collectives)
+            session.counted = list(calls), counting[1] - counting[0]
+            return merge(batches)
+
+        session.merge = merged
+        kept.append(session)
+
+    kept = []
     train(config, directory, *overrides, before_fit=count)
-    return [name for step, name in calls if step > 0]
+    return kept[0].counted
 
 
 def test_local_issues_no_collective_between_start_and_end(launched, tmp_path):
     config = write_config(tmp_path)
-    assert launched(2, counted_train, config, tmp_path / "run", "strategy.name=local") == [[], []]
+    assert launched(2, counted_train, config, tmp_path / "run", "strategy.name=local") == [([], 0)] * 2
 
 
 def test_ddp_issues_its_gradients_and_a_few_agreements(launched, tmp_path):
     config = write_config(tmp_path)
-    for calls in launched(2, counted_train, config, tmp_path / "run", "training.steps=40"):
+    for calls, counted in launched(2, counted_train, config, tmp_path / "run", "training.steps=40"):
         assert set(calls) == {"all_reduce"}
-        assert 39 <= len(calls) <= 39 + 25  # buckets, logged losses and validations; about one a second more
+        assert len(calls) == counted
+        assert 40 <= len(calls) <= 40 + 25  # gradients, logged losses and validations; about one a second more
 
 
 def test_summary_and_metrics_have_what_scripts_rely_on(launched, tmp_path):
@@ -149,27 +164,6 @@ def test_a_diverged_run_ends_instead_of_pretending(launched, tmp_path):
     assert launched(2, diverging, config, tmp_path / "run") == [
         "diverged: the gradients have not been finite for 20 steps, up to step 20"
     ] * 2  # fmt: skip
-
-
-NORMED = """
-import torch
-from torch import nn
-
-class Normed(nn.Module):
-    def __init__(self, vocabulary_size):
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary_size, 8)
-        self.norm = nn.BatchNorm1d(8)
-        self.head = nn.Linear(8, vocabulary_size)
-    def forward(self, tokens):
-        return self.head(self.norm(self.embedding(tokens).transpose(1, 2)).transpose(1, 2))
-"""
-
-
-def norm_statistics(config, directory, *overrides):
-    kept = []
-    train(config, directory, *overrides, before_fit=kept.append)
-    return kept[0].model.module.norm.running_mean.clone()
 
 
 @pytest.mark.parametrize("policy", ["local", "average", "recalibrate"])

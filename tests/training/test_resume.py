@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import time
 
 import pytest
+import torch
 
 from disttrain.component import UserError
 from disttrain.recording.metrics import read_metrics
-from tests.training.small_run import train, write_config
+from tests.training.small_run import NORMED, norm_statistics, train, write_config
 
 OPTIMIZERS = {
     "sgd": ("optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.9"),
@@ -122,9 +124,80 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(launched, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(launched, tmp_path):
     config = write_config(tmp_path)
     launched(1, train, config, tmp_path / "run", "training.stop_after=5")
-    assert "the checkpoint is of another model" in launched(
+    assert "model.width: 32 there, 64 here" in launched(
         1, refusal, config, tmp_path / "run", "training.resume=auto", "model.width=64"
     )[0]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("optimizer.name=adamw", "optimizer.name: sgd there, adamw here"),
+        ("strategy.name=local", "strategy.name: ddp there, local here"),
+        ("training.seed=1", "training.seed: 0 there, 1 here"),
+        ("training.batch_size=16", "training.batch_size: 8 there, 16 here"),
+        ("data.sequence_length=16", "data.sequence_length: 32 there, 16 here"),
+    ],
+)
+def test_what_would_make_it_another_run_is_refused(launched, tmp_path, change, words):
+    config = write_config(tmp_path)
+    launched(1, train, config, tmp_path / "run", "training.stop_after=5")
+    assert words in launched(1, refusal, config, tmp_path / "run", "training.resume=auto", change)[0]
+
+
+def test_a_finished_run_can_be_made_longer(launched, tmp_path):
+    config = write_config(tmp_path)
+    launched(2, train, config, tmp_path / "run")
+    longer = launched(2, train, config, tmp_path / "run", "training.resume=auto", "training.steps=30")
+    straight = launched(2, train, config, tmp_path / "straight", "training.steps=30")
+    assert longer[0][0] == straight[0][0]
+    assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [5, 10, 15, 20, 25, 30]
+
+
+def test_batch_statistics_resume(launched, tmp_path):
+    (tmp_path / "normed.py").write_text(NORMED)
+    config, options = write_config(tmp_path), ("model.name=import", "model.target=normed:Normed")
+    straight = launched(2, norm_statistics, config, tmp_path / "straight", *options)
+    launched(2, norm_statistics, config, tmp_path / "halves", *options, "training.stop_after=7")
+    halves = launched(2, norm_statistics, config, tmp_path / "halves", *options, "training.resume=auto")
+    assert all(torch.equal(a, b) for a, b in zip(straight, halves, strict=True))
+    assert not torch.equal(straight[0], straight[1])
+
+
+def slow_worker(config, directory, slow, stop_at_step, *overrides):
+    """A run without communication in which worker 1 is slower; worker `stop_at_step[0]` is told to stop at its step."""
+
+    def prepare(session):
+        record = session.record
+
+        def slowed(loss, tokens=0, **metrics):
+            time.sleep(slow * session.world.rank)
+            if (session.world.rank, session.step) == stop_at_step:
+                session._stop_request.signal = "SIGTERM"
+            record(loss, tokens, **metrics)
+
+        session.record = slowed
+
+    kept = []
+    own, _ = train(config, directory, "strategy.name=local", *overrides, before_fit=lambda s: (prepare(s), kept.append(s)))
+    return own, kept[0].step, kept[0].interrupted
+
+
+def test_uneven_workers_that_never_talk_end_together(launched, tmp_path):
+    config = write_config(tmp_path)
+    results = launched(2, slow_worker, config, tmp_path / "run", 0.1, None, "launch.timeout=0.5s")
+    assert [step for _, step, _ in results] == [20, 20]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("stop_at_step", [(0, 7), (1, 3), (1, 12)])
+def test_uneven_workers_that_never_talk_stop_and_continue_each_their_own(launched, tmp_path, stop_at_step):
+    config = write_config(tmp_path)
+    stopped = launched(2, slow_worker, config, tmp_path / "run", 0.15, stop_at_step, "checkpoint.every=4")
+    assert all(interrupted for _, _, interrupted in stopped)
+    continued = launched(2, train, config, tmp_path / "run", "strategy.name=local", "training.resume=auto", "checkpoint.every=4")
+    straight = launched(2, train, config, tmp_path / "straight", "strategy.name=local")
+    assert [own for own, _ in continued] == [own for own, _ in straight]
 
 
 def test_resuming_a_finished_run_changes_nothing(launched, tmp_path):

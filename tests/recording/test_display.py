@@ -1,0 +1,35 @@
+"""What a person reads during and after a run."""
+
+from disttrain.recording.progress import progress_line, readable_bytes, readable_seconds
+from disttrain.recording.recorder import summary_lines
+
+RECORD = {"step": 50, "loss": 1.25, "validation_loss": 1.5, "tokens_per_second": 12345.6, "wire_bytes": 2_500_000}
+SUMMARY = {
+    "status": "finished", "steps": 500, "tokens": 1_024_000, "validation_loss": 1.3065, "seconds": 100.0,
+    "wire_bytes": 500_000_000, "ddp_wire_bytes": 1_000_000_000, "exposed_seconds": 8.5,
+}  # fmt: skip
+
+
+def test_a_line_says_step_share_loss_speed_bytes_and_time_left():
+    line = progress_line(RECORD | {"mfu": 0.4321}, 200, 65.0)
+    assert line == "step 50/200 (25%)  loss 1.2500  validation 1.5000  12,346 tokens/s  MFU 43.2%  sent 2.5 MB/worker  1m05s left"
+
+
+def test_what_is_not_known_is_left_out():
+    line = progress_line({"step": 1, "loss": float("nan"), "tokens_per_second": 0.0, "wire_bytes": 0}, 4)
+    assert line == "step 1/4 (25%)  loss not finite  sent 0 B/worker"
+
+
+def test_the_end_says_loss_speed_bytes_saved_and_waiting():
+    text = "\n".join(summary_lines(SUMMARY, "byte"))
+    for words in ("500 steps", "1.3065 nats per byte", "10,240 tokens/s", "500.0 MB, 50.0% less than torch DDP's 1.0 GB", "8.5%"):
+        assert words in text
+
+
+def test_a_gpus_unknown_waiting_is_not_made_up():
+    assert "waiting" not in "\n".join(summary_lines(SUMMARY | {"exposed_seconds": None}, "token"))
+
+
+def test_readable_numbers():
+    assert [readable_bytes(n) for n in (0, 999, 1000, 1_500_000, 2e15)] == ["0 B", "999 B", "1.0 kB", "1.5 MB", "2000.0 TB"]
+    assert [readable_seconds(n) for n in (0.4, 59.6, 3725)] == ["0s", "1m00s", "1h02m"]
