@@ -184,9 +184,9 @@ class _Batches:
 
     def __iter__(self) -> Iterator[list[int]]:
         session, training = self._session, self._session.config.training
-        for step in range(session.step, session.stop_at):
+        for step in range(session.step, session.stopping.at):
             indices = self._order.batch_indices(step, training.batch_size)
             yield share(indices, session.world.rank, session.world.size).tolist()
 
     def __len__(self) -> int:
-        return max(0, self._session.stop_at - self._session.step)
+        return max(0, self._session.stopping.at - self._session.step)

@@ -41,7 +41,7 @@ def _train(arguments: Sequence[str], info: RankInfo, stop_request: StopRequest, 
     session = start_session(loaded, info, stop_request)
     folder[:] = [session.folder.path]
     fit(session)
-    return STOPPED if session.interrupted and not session.completed else DONE
+    return STOPPED if session.stopping.interrupted and not session.completed else DONE
 
 
 if __name__ == "__main__":

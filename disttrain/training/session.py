@@ -11,10 +11,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -29,6 +27,7 @@ from disttrain.recording.folder import write_atomically
 from disttrain.recording.progress import Display
 from disttrain.recording.recorder import Recorder
 from disttrain.recording.trackers import WandbTracker
+from disttrain.recording.weights import export_weights
 from disttrain.strategies.attach import PreparedModule, StrategyOptimizer, attach, parameters_as, training_mode
 from disttrain.training.agreement import Agreement
 from disttrain.training.buffers import settle_buffers
@@ -36,11 +35,10 @@ from disttrain.training.meeting import Meeting
 from disttrain.training.resume import newest_agreed, refuse_other_run
 from disttrain.training.seeds import seed_model, seed_worker
 from disttrain.training.state import TrainingState
+from disttrain.training.stopping import Stopping
 from disttrain.worlds import TorchWorld
 from disttrain.worlds.traffic import all_reduce_wire_bytes
 
-STOP_SECONDS = 20.0
-"""How long workers that are told to stop, and are not in lockstep, wait for each other; launchers kill after 30."""
 MOST_SKIPS = 20
 """Steps in a row that may be skipped for gradients that are not finite, before the run ends as diverged."""
 
@@ -57,9 +55,8 @@ class Session:
         stop_request: becomes true when this process is asked to stop.
 
     Attributes:
-        stop_at: the last step: of the run, of ``training.stop_after``, or after a stop request.
+        stopping: the last step: of the run, of ``training.stop_after``, or after a stop request.
         should_stop: whether it has been made.
-        interrupted: whether some worker was asked to stop.
         strategy: begun in :meth:`prepare`.
     """
 
@@ -75,12 +72,12 @@ class Session:
         self.config, self.world, self.device, self.folder = config, world, device, meeting.folder
         self.strategy = config.strategy.build()
         self.display = Display(config.training.steps, speaks=world.rank == 0)
-        self.should_stop = self.interrupted = False
+        self.should_stop, self._resume = False, resume
         self.unit = "token"
         self.flops_per_token: float | None = None
         self.peak_flops: float | None = None
-        self._resume, self._stop_request, self.stop_at = resume, stop_request, self._planned_end()
-        self._stop_sign = self.folder.path / f".stop-{meeting.token}"
+        planned_end = min(config.training.steps, config.training.stop_after or sys.maxsize)
+        self.stopping = Stopping(stop_request, self.folder.path / f".stop-{meeting.token}", self.strategy.lockstep, planned_end)
         self._store = CheckpointStore(self.folder.checkpoints, world.rank, meeting.members, meeting.token, config.checkpoint.keep)
         if self._store.leads:
             self._store.forget_leftovers()
@@ -112,7 +109,7 @@ class Session:
         except ValueError as error:
             raise UserError(str(error)) from error
         self._state = TrainingState(module, self.optimizer, self.strategy, self.world.rank)
-        self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stop_at)
+        self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stopping.at)
         seed_worker(training.seed, self.world.rank)
         self._start_clock()
         return self.model, self.optimizer
@@ -146,11 +143,11 @@ class Session:
         self.world.traffic.restore(snapshot.local_facts["traffic"])
         self.optimizer.seconds = snapshot.local_facts["optimizer_seconds"]
         self._tokens, self._seconds_before = facts["tokens"], facts["seconds"]
-        self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stop_at, step)
+        self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stopping.at, step)
         if snapshot.local_facts["worker"] == self.world.rank:
             self._agreement.own.add(*snapshot.local_facts["own_loss"])
             self._agreement.loss.add(*snapshot.local_facts["unlogged_loss"])
-        self.should_stop = self.step >= self.stop_at
+        self.should_stop = self.step >= self.stopping.at
         furthest = self.world.gather(torch.tensor([[self.step]], device=self.device)).max()
         self._no_checkpoint_until = int(furthest)  # workers without lockstep may have stopped at different steps
         self.display.say(f"continuing from step {step} of {self._store.directory}")
@@ -187,22 +184,22 @@ class Session:
         """
         self._tokens += tokens
         self._extra |= metrics
-        self._agreement.step(self.step, loss, self._asked_to_stop())
+        self._agreement.step(self.step, loss, self.stopping.asked())
         if self.optimizer.counts.consecutive_skips >= MOST_SKIPS:
             raise RuntimeError(f"diverged: the gradients have not been finite for {MOST_SKIPS} steps, up to step {self.step}")
         if self.optimizer.counts.updates == 1:
             self._state.check()
         if self._agreement.stop:
-            self._interrupt()
+            self.stopping.interrupt(self.step)
         if self.should_stop:
             return  # a loop that goes on regardless
-        if self.step % self.config.recording.log_every == 0 and self.step < self.stop_at:
+        if self.step % self.config.recording.log_every == 0 and self.step < self.stopping.at:
             self._log()  # the last record is written by close, which may have more to say
         every = self.config.checkpoint.every
         due = every and self.step % every == 0 and self.step > self._no_checkpoint_until
-        if due or self.step >= self.stop_at:
+        if due or self.step >= self.stopping.at:
             self._save()
-        self.should_stop = self.step >= self.stop_at
+        self.should_stop = self.step >= self.stopping.at
         if self.should_stop and not self.strategy.lockstep:
             self._wait_for_the_others()
 
@@ -221,8 +218,7 @@ class Session:
     @property
     def completed(self) -> bool:
         """Whether the run has made all its steps, rather than been stopped on the way."""
-        interrupted = self.interrupted and not self.strategy.lockstep  # some worker was, if not this one
-        return self.step >= self.config.training.steps and not interrupted
+        return self.step >= self.config.training.steps and not self.stopping.apart  # else another worker has not
 
     def merge(self, batches: Iterator[Any] | None = None) -> nn.Module:
         """Turn a completed run's live parameters into its result; a stopped run's stay as they are. Returns the module.
@@ -247,33 +243,19 @@ class Session:
             return {}
         if self._recorder.last.get("step") != self.step:
             self._log()
-        self._stop_sign.unlink(missing_ok=True)
+        self.stopping.over()
         summary = self._summary(sha256_of(weights))
-        _export(module, self.folder.weights)
+        export_weights(module, self.folder.weights)
         self._recorder.finish(summary, self.unit)
         return summary
 
     # --- details ---------------------------------------------------------------------------------------------------
-
-    def _planned_end(self) -> int:
-        return min(self.config.training.steps, self.config.training.stop_after or sys.maxsize)
 
     def _multiplier(self) -> Any:
         schedule, total = self.config.schedule, self.config.training.steps
         if schedule == ConstantConfig():
             return None  # a user's own scheduler may be at work on the same groups
         return lambda update: schedule.multiplier(update, total)
-
-    def _asked_to_stop(self) -> bool:
-        """Whether this worker is told to stop; workers that exchange nothing tell each other by a file in their folder."""
-        if self._stop_request and not self.strategy.lockstep:
-            self._stop_sign.touch()
-        return bool(self._stop_request) or (not self.strategy.lockstep and self._stop_sign.exists())
-
-    def _interrupt(self) -> None:
-        """Make this step the last one: the same on all workers in lockstep, else each worker's own."""
-        self.interrupted = True
-        self.stop_at = min(self.stop_at, self.step)
 
     def _save(self) -> None:
         facts = {
@@ -289,32 +271,30 @@ class Session:
             "unlogged_loss": self._agreement.loss.state(),
         }
         snapshot = self._state.capture(facts, own)
-        apart = self.interrupted and not self.strategy.lockstep
+        stopping, timeout = self.stopping, self.config.launch.timeout
         try:
-            self._store.save(self.step, snapshot, self._patient, meeting_place="stop" if apart else None)
+            meeting_place = "stop" if stopping.apart else None
+            self._store.save(self.step, snapshot, lambda waited: stopping.patient(waited, timeout), meeting_place)
         except CheckpointError as error:
-            if self._asked_to_stop() and not self.strategy.lockstep and not self.interrupted:
-                self._interrupt()  # the others stop before they come here
-                self._save()
+            if not self.strategy.lockstep and stopping.asked() and not stopping.interrupted:
+                self._save_apart()  # the others stop before they come here
                 return
             older = self._store.steps()
             kept = f"the one of step {older[0]} is whole" if older else "there is no older one"
-            if self.step >= self.stop_at:
+            if self.step >= self.stopping.at:
                 raise RuntimeError(f"{error}; {kept}") from None
             self._warn(f"{error}; {kept}; training goes on")
 
-    def _patient(self, waited_seconds: float) -> bool:
-        """How long the others' parts of a checkpoint are waited for: without lockstep, as long as nobody wants to stop."""
-        if self.strategy.lockstep:
-            return waited_seconds < self.config.launch.timeout
-        return waited_seconds < STOP_SECONDS if self.interrupted else not self._asked_to_stop()
+    def _save_apart(self) -> None:
+        """Stop here, while other workers stop elsewhere."""
+        self.stopping.interrupt(self.step)
+        self._save()
 
     def _wait_for_the_others(self) -> None:
         """Stay until the last checkpoint is whole, or until others are stopped on their way to it."""
-        while self.step not in self._store.steps() and not self.interrupted:
-            if self._asked_to_stop():
-                self._interrupt()
-                self._save()
+        while self.step not in self._store.steps() and not self.stopping.interrupted:
+            if self.stopping.asked():
+                self._save_apart()
             time.sleep(0.02)
 
     def _log(self) -> None:
@@ -387,17 +367,3 @@ def _peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     kilobytes = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes
-
-
-def _export(module: nn.Module, path: Path) -> None:
-    """Write a module's ``state_dict`` as safetensors, tied weights once; ``safetensors.torch.load_model`` reads it back."""
-    names: dict[str, Tensor] = {}
-    seen: dict[Any, str] = {}
-    for name, tensor in module.state_dict().items():
-        if isinstance(tensor, Tensor):
-            first = seen.setdefault((tensor.data_ptr(), tensor.shape), name)
-            if first == name:
-                names[name] = tensor.detach().cpu().clone()
-    beside = path.with_suffix(".partial")
-    safetensors.torch.save_file(names, beside, metadata={"format": "pt"})
-    beside.replace(path)

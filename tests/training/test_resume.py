@@ -173,14 +173,14 @@ def slow_worker(config, directory, slow, stop_at_step, *overrides):
         def slowed(loss, tokens=0, **metrics):
             time.sleep(slow * session.world.rank)
             if (session.world.rank, session.step) == stop_at_step:
-                session._stop_request.signal = "SIGTERM"
+                session.stopping._request.signal = "SIGTERM"
             record(loss, tokens, **metrics)
 
         session.record = slowed
 
     kept = []
     own, _ = train(config, directory, "strategy.name=local", *overrides, before_fit=lambda s: (prepare(s), kept.append(s)))
-    return own, kept[0].step, kept[0].interrupted
+    return own, kept[0].step, kept[0].stopping.interrupted
 
 
 def test_uneven_workers_that_never_talk_end_together(launched, tmp_path):
