@@ -47,6 +47,7 @@ def main() -> None:
         if run.should_stop:
             break
     run.finish()
+    sys.exit(run.exit_code)  # 143 after a signal, which tells a batch system to start the script again
 
 
 if __name__ == "__main__":

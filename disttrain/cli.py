@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,12 +62,15 @@ def _train(parsed: argparse.Namespace) -> int:
     config.check_data()
     overrides = list(parsed.overrides)
     if config.run.directory is None:
-        folder = RunFolder(unused_directory(str(config.run.name)))
+        folder, new = RunFolder(unused_directory(str(config.run.name))), True
         overrides.append(f"run.directory={folder.path}")
     else:
-        folder = RunFolder(Path(config.run.directory))
+        folder, new = RunFolder(Path(config.run.directory)), not Path(config.run.directory).exists()
     folder.claim(resume=config.training.resume == "auto")
-    return train(parsed.config, overrides, folder.path, parsed.workers, parsed.max_restarts)
+    code = train(parsed.config, overrides, folder.path, parsed.workers, parsed.max_restarts)
+    if code == USERS_MISTAKE and new:
+        shutil.rmtree(folder.path, ignore_errors=True)  # a mistake leaves nothing behind
+    return code
 
 
 def _show(parsed: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ from disttrain.component import UserError
 from disttrain.config import LoadedConfig, dump, load_config
 from disttrain.data import EpochOrder, share
 from disttrain.launch.rank_info import RankInfo
-from disttrain.launch.shutdown import StopRequest, leave_world
+from disttrain.launch.shutdown import DONE, STOPPED, StopRequest, leave_on_errors, leave_world
 from disttrain.launch.start import choose_device, start_cpu, start_world
 from disttrain.random import Stream, generator
 from disttrain.recording.folder import unused_directory
@@ -79,10 +80,16 @@ class Run:
             if run.should_stop:
                 break
         model = run.finish()
+        sys.exit(run.exit_code)
     """
 
     def __init__(self, session: Session, loaded: LoadedConfig) -> None:
-        self._session, self._loaded = session, loaded
+        self._session, self._loaded, self._finished = session, loaded, False
+        atexit.register(self._remind)
+
+    def _remind(self) -> None:
+        if not self._finished and hasattr(self._session, "optimizer") and self._session.step:
+            self._session.display.say("warning: run.finish() was not called: neither weights nor a summary were written")
 
     @classmethod
     def from_config(cls, path: str | Path, overrides: Sequence[str] = ()) -> Run:
@@ -95,6 +102,7 @@ class Run:
         Raises:
             UserError: naming everything that is wrong.
         """
+        leave_on_errors()
         loaded = load_config(path, overrides)
         for key in LOOPS_OWN:
             if loaded.sets(key):
@@ -146,12 +154,17 @@ class Run:
             tokens: that this worker trained on in this step; counted for all.
             metrics: anything else for ``metrics.jsonl``, such as ``validation_loss``.
         """
-        self._session.record(loss, tokens * self._session.world.size, **metrics)
+        self._session.record(loss, tokens * self._session.world.size, False, **metrics)
 
     @property
     def should_stop(self) -> bool:
         """Whether the last step has been made, or somebody asked the run to stop (it is saved then)."""
         return self._session.should_stop
+
+    @property
+    def exit_code(self) -> int:
+        """What a script should end with: 143 if it was asked to stop before its last step, else 0."""
+        return STOPPED if self._session.stopping.interrupted and not self._session.completed else DONE
 
     @property
     def device(self) -> torch.device:
@@ -171,6 +184,7 @@ class Run:
         """
         module = self._session.merge(batches)
         self._session.close(**metrics)
+        self._finished = True
         leave_world()
         return module
 

@@ -15,6 +15,9 @@ from disttrain.launch.shutdown import DONE, STOPPED, USERS_MISTAKE, StopRequest,
 
 def main(arguments: Sequence[str] = sys.argv[1:]) -> NoReturn:
     """Train as the config says; the arguments are CONFIG and overrides. Leaves the process by an exit code."""
+    if not arguments:
+        print("disttrain: a config file is needed: launchers/train.py CONFIG [a.b=c ...]", file=sys.stderr)
+        leave(USERS_MISTAKE)
     stop_request = StopRequest()
     stop_request.listen()
     stop_with_parent()

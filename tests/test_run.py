@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +19,9 @@ SCRIPT = Path(__file__).parents[1] / "configs" / "your_own_script.py"
 
 def run_script(*overrides):
     sys.argv = [str(SCRIPT), *overrides]
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert end.value.code == 0
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "local"])
@@ -111,6 +114,39 @@ def test_settings_that_an_own_loop_would_ignore_are_refused(tmp_path, text, word
     config = tmp_path / "own.yaml"
     config.write_text(text)
     assert words in refused(config)
+
+
+def wrong_order(directory, config):
+    """What a script is told that calls things out of order."""
+    run = disttrain.Run.from_config(config, [f"run.directory={directory}"])
+    told = []
+    for attempt in (
+        run.resume,
+        lambda: run.prepare(nn.Linear(1, 1)),
+        lambda: run.prepare(nn.Linear(1, 1)),
+        lambda: run.record(loss=1.0),
+    ):
+        try:
+            attempt()
+        except (UserError, RuntimeError) as error:
+            told.append(str(error))
+    return told
+
+
+def test_calls_out_of_order_are_told_apart(launched, tmp_path):
+    config = tmp_path / "own.yaml"
+    config.write_text("training: {steps: 10, batch_size: 8}\n")
+    first, second, third = launched(1, wrong_order, tmp_path / "run", config)[0]
+    assert "call prepare() first" in first
+    assert "prepare() was called already" in second
+    assert "once after each optimizer.step()" in third
+
+
+def test_a_mistake_in_a_script_is_one_line_and_exit_code_2(tmp_path):
+    done = subprocess.run([sys.executable, SCRIPT, "trainig.steps=3"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert 'did you mean "training"' in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_two_optimizers_are_refused(launched, tmp_path):

@@ -76,7 +76,7 @@ def train(config: str, overrides: Sequence[str], folder: Path, workers: int, max
         if ending.final:
             break
         left = max_restarts - attempt
-        outlook = f"; starting all workers again, {left} restarts left" if left else ""
+        outlook = f"; starting all workers again, {left} restart{'s' * (left > 1)} left" if left else ""
         print(f"disttrain: {ending.reason}{outlook}", file=sys.stderr, flush=True)
     if ending.final and ending.reason:
         print(f"disttrain: {ending.reason}", file=sys.stderr)
@@ -115,7 +115,9 @@ def _ending(failures: dict[int, ProcessFailure], folder: Path) -> Ending:
     rank = (culprits or sorted(failures))[0]
     if rank in reports:
         return Ending(FAILED, f"rank {rank} failed: {reports[rank]['reason']}", final=False)
-    code = failures[rank].exitcode
+    code, late = failures[rank].exitcode, [r for r in reports.values() if "Timed out" in r["reason"]]
+    if late:
+        return Ending(FAILED, f"rank {rank} failed: it did not answer within launch.timeout", final=False)
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return Ending(FAILED, f"rank {rank} failed: it {how}", final=False)
 
@@ -129,7 +131,7 @@ def _after_signal(name: str, folder: Path, started: float) -> Ending:
         return Ending(FAILED, f"stopped by {name} before there was anything to save, or before the workers could")
     if json.loads(summary.read_text())["status"] == "finished":
         return Ending(DONE)
-    return Ending(STOPPED, f"stopped by {name} and saved; training.resume=auto continues")
+    return Ending(STOPPED, f"stopped by {name} and saved")
 
 
 def _reports(folder: Path) -> dict[int, dict[str, str]]:

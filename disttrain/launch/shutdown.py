@@ -115,6 +115,21 @@ def report_failure(error: BaseException, info: RankInfo, folder: Path | None) ->
             print(f"disttrain: {path} could not be written: {unwritable}", file=sys.stderr)
 
 
+def leave_on_errors() -> None:
+    """In a user's own script: an uncaught mistake is one line and exit code 2, anything else a traceback and 1, at once."""
+    default = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if isinstance(error, UserError):
+            print(f"disttrain: {error}", file=sys.stderr)
+            leave(USERS_MISTAKE)
+        default(kind, error, trace)
+        if dist.is_initialized():
+            leave(FAILED)  # the group is not destroyed, which waits for peers
+
+    sys.excepthook = hook
+
+
 def describe(error: BaseException) -> tuple[str, str]:
     """The kind of a failure (the user's ``mistake``, a lost ``peer``, this worker's own ``error``) and one line of reason."""
     if isinstance(error, UserError):

@@ -53,8 +53,7 @@ class HuggingFaceConfig(ModelConfig):
         ``generate`` does not, as it needs the full output: load the saved model anew for that.
 
         Raises:
-            ImportError: if transformers is not installed.
-            UserError: if the model is unknown, or too small for the data.
+            UserError: if transformers is not installed, or the model is unknown or too small for the data.
         """
         description = self._description(vocabulary_size)
         _check_fits(description, vocabulary_size, sequence_length)
@@ -82,8 +81,8 @@ class HuggingFaceConfig(ModelConfig):
 def _transformers() -> Any:
     try:
         import transformers
-    except ImportError as error:
-        raise ImportError("model.name=huggingface needs transformers: pip install 'disttrain[hf]'") from error
+    except ImportError:
+        raise UserError("model.name=huggingface needs transformers: pip install 'disttrain[hf]'") from None
     return transformers
 
 

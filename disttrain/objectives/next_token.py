@@ -7,6 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from disttrain.component import UserError
 from disttrain.objectives.base import ObjectiveConfig, objectives
 
 
@@ -25,6 +26,13 @@ class NextToken:
     """Cross-entropy of logits ``[batch, time, vocabulary]`` against the tokens that followed, ``[batch, time]`` int64."""
 
     def __call__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean over batch and time, in nats; computed in fp32 whatever the logits' dtype."""
+        """The mean over batch and time, in nats; computed in fp32 whatever the logits' dtype.
+
+        Raises:
+            UserError: if the model returns something of another shape.
+        """
         logits = model(inputs)
+        if logits.shape[:-1] != targets.shape:
+            wanted = f"[{', '.join(map(str, targets.shape))}, vocabulary]"
+            raise UserError(f"objective.name=next_token needs a model that returns logits {wanted}, got {list(logits.shape)}")
         return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())

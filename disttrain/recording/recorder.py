@@ -39,7 +39,7 @@ class Recorder:
         if self._tracker is not None:
             self._tracker.log(record)
 
-    def finish(self, summary: dict[str, Any], unit: str) -> None:
+    def finish(self, summary: dict[str, Any], unit: str | None) -> None:
         """The run's end: ``summary.json``, the loss plot, and the result on the screen."""
         self._display.close()
         self._folder.write_summary({key: finite_or_none(value) for key, value in summary.items()})
@@ -50,6 +50,8 @@ class Recorder:
         for line in summary_lines(summary, unit):
             self._display.say(line)
         self._display.say(f"run folder       {self._folder.path}")
+        if summary["status"] == "stopped":
+            self._display.say(f"to continue      training.resume=auto run.directory={self._folder.path}")
 
     def _guard(self, what: str, action: Callable[[], None]) -> None:
         """A record that cannot be written is said once; the training that it is about is worth more."""
@@ -61,13 +63,13 @@ class Recorder:
                 self._display.say(f"warning: {what} is incomplete: {error}")
 
 
-def summary_lines(summary: dict[str, Any], unit: str) -> list[str]:
+def summary_lines(summary: dict[str, Any], unit: str | None) -> list[str]:
     """What a person wants to know at the end, aligned."""
     seconds, wire, ddp = summary["seconds"], summary["wire_bytes"], summary["ddp_wire_bytes"]
     tokens = f", {summary['tokens']:,} tokens" if summary["tokens"] else ""
     lines = [f"{summary['status']:<16} {summary['steps']} steps{tokens} in {readable_seconds(seconds)}"]
     if summary["validation_loss"] is not None:
-        lines.append(f"validation loss  {summary['validation_loss']:.4f} nats per {unit}")
+        lines.append(f"validation loss  {summary['validation_loss']:.4f}{f' nats per {unit}' if unit else ''}")
     if seconds and summary["tokens"]:
         lines.append(f"speed            {summary['tokens'] / seconds:,.0f} tokens/s")
     saved = f", {1 - wire / ddp:.1%} less than torch DDP's {readable_bytes(ddp)}" if ddp > wire else ""

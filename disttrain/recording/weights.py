@@ -18,5 +18,5 @@ def export_weights(module: nn.Module, path: Path) -> None:
             tensors[name] = tensor.detach().cpu().clone()
         seen.add(place)
     beside = path.with_suffix(".partial")
-    safetensors.torch.save_file(tensors, beside, metadata={"format": "pt"})
+    beside.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     beside.replace(path)

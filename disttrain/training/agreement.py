@@ -59,10 +59,10 @@ class Agreement:
         self._next = step + 1
         self.own, self.loss, self.stop = LossMean(), LossMean(), False
 
-    def step(self, step: int, loss: torch.Tensor | float, stop_requested: bool) -> None:
-        """Note this worker's loss in ``step``; exchange if it is time."""
-        self.own.add(float(loss), 1.0)
-        if step < self._next:
+    def step(self, step: int, loss: float, stop_requested: bool, exchange: bool = False) -> None:
+        """Note this worker's loss in ``step``; exchange if it is time, or if ``exchange`` (on all workers alike)."""
+        self.own.add(loss, 1.0)
+        if step < self._next and not exchange:
             return
         seconds_per_step = (time.perf_counter() - self._started) / (step - self._since)
         until_next = max(1.0, SECONDS_BETWEEN / seconds_per_step)

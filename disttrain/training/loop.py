@@ -52,7 +52,7 @@ def steps(session: Session, corpus: Corpus, objective: Objective, order: EpochOr
         # The last step's validation comes after the merge.
         due = training.validate_every and session.step % training.validate_every == 0 and not session.completed
         metrics = {"validation_loss": validate(session, corpus.validation, objective)} if due else {}
-        session.record(loss, tokens, **metrics)
+        session.record(loss, tokens, log=bool(due), **metrics)
         yield session.step
 
 
@@ -106,7 +106,8 @@ def _announce(session: Session, corpus: Corpus) -> None:
     numel = sum(p.numel() for p in module.parameters())
     display.say(f"data      {corpus.description}")
     display.say(f"model     {config.model.name}, {numel:,} parameters")
-    display.say(f"strategy  {config.strategy.name}, {session.world.size} workers on {session.device.type}")
+    workers = "1 worker" if session.world.size == 1 else f"{session.world.size} workers"
+    display.say(f"strategy  {config.strategy.name}, {workers} on {session.device.type}")
     rows = [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) for row in table(session.optimizer.inner)]
     display.table(GroupRow._fields, rows)
     session.flops_per_token = config.model.flops_per_token(module, config.data.sequence_length)

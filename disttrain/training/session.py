@@ -73,7 +73,7 @@ class Session:
         self.strategy = config.strategy.build()
         self.display = Display(config.training.steps, speaks=world.rank == 0)
         self.should_stop, self._resume = False, resume
-        self.unit = "token"
+        self.unit: str | None = None
         self.flops_per_token: float | None = None
         self.peak_flops: float | None = None
         planned_end = min(config.training.steps, config.training.stop_after or sys.maxsize)
@@ -82,9 +82,10 @@ class Session:
         if self._store.leads:
             self._store.forget_leftovers()
         self._recorder: Recorder | None = None
+        self._recorded = 0
         self._no_checkpoint_until = 0
         self._tokens = 0
-        self._seconds_before, self._started = 0.0, time.perf_counter()
+        self._seconds_before, self._exposed_before, self._started = 0.0, 0.0, time.perf_counter()
         self._logged_at, self._logged_step, self._logged_tokens = self._started, 0, 0
         self._extra: dict[str, float] = {}
         seed_model(config.training.seed)
@@ -125,6 +126,7 @@ class Session:
             step = newest_agreed(self._store, self.world, self.device, self._warn)
         if step is not None:
             self._restore(step)
+        self.world.traffic.exposed_seconds = self._exposed_before  # waiting for others to start is not training
         self._open_records(step or 0)
         self._start_clock()
         return step or 0
@@ -143,11 +145,14 @@ class Session:
         self.world.traffic.restore(snapshot.local_facts["traffic"])
         self.optimizer.seconds = snapshot.local_facts["optimizer_seconds"]
         self._tokens, self._seconds_before = facts["tokens"], facts["seconds"]
+        self._exposed_before = snapshot.local_facts["traffic"]["exposed_seconds"]
         self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stopping.at, step)
         if snapshot.local_facts["worker"] == self.world.rank:
             self._agreement.own.add(*snapshot.local_facts["own_loss"])
             self._agreement.loss.add(*snapshot.local_facts["unlogged_loss"])
-        self.should_stop = self.step >= self.stopping.at
+        if self.step > self.config.training.steps:
+            raise UserError(f"the checkpoint is of step {self.step}, beyond training.steps={self.config.training.steps}")
+        self._recorded, self.should_stop = self.step, self.step >= self.stopping.at
         furthest = self.world.gather(torch.tensor([[self.step]], device=self.device)).max()
         self._no_checkpoint_until = int(furthest)  # workers without lockstep may have stopped at different steps
         self.display.say(f"continuing from step {step} of {self._store.directory}")
@@ -168,23 +173,36 @@ class Session:
 
     @property
     def step(self) -> int:
-        """Steps made so far."""
+        """Steps made so far.
+
+        Raises:
+            UserError: before prepare().
+        """
+        if not hasattr(self, "optimizer"):
+            raise UserError("call prepare() first: it makes the optimizer whose steps are counted")
         return self.optimizer.counts.steps
 
-    def record(self, loss: Tensor | float, tokens: int = 0, **metrics: float) -> None:
+    def record(self, loss: Tensor | float, tokens: int = 0, log: bool = False, **metrics: float) -> None:
         """End a step, after ``optimizer.step()``.
 
         Args:
             loss: this worker's mean loss.
             tokens: that all workers together trained on in this step.
+            log: write a record of this step, whatever ``recording.log_every`` says; the same on all workers.
             metrics: further numbers for this step's record; they are logged with the next record.
 
         Raises:
+            UserError: if there was no step since the last call.
             RuntimeError: if the gradients have not been finite for :data:`MOST_SKIPS` steps in a row.
         """
+        if self.step == self._recorded:
+            raise UserError(
+                f"record() ends a step: call it once after each optimizer.step() (step {self.step} was recorded already)"
+            )
+        self._recorded = self.step
         self._tokens += tokens
         self._extra |= metrics
-        self._agreement.step(self.step, loss, self.stopping.asked())
+        self._agreement.step(self.step, float(loss), self.stopping.asked(), exchange=log)
         if self.optimizer.counts.consecutive_skips >= MOST_SKIPS:
             raise RuntimeError(f"diverged: the gradients have not been finite for {MOST_SKIPS} steps, up to step {self.step}")
         if self.optimizer.counts.updates == 1:
@@ -193,7 +211,7 @@ class Session:
             self.stopping.interrupt(self.step)
         if self.should_stop:
             return  # a loop that goes on regardless
-        if self.step % self.config.recording.log_every == 0 and self.step < self.stopping.at:
+        if (log or self.step % self.config.recording.log_every == 0) and self.step < self.stopping.at:
             self._log()  # the last record is written by close, which may have more to say
         every = self.config.checkpoint.every
         due = every and self.step % every == 0 and self.step > self._no_checkpoint_until
@@ -206,12 +224,10 @@ class Session:
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
         """Inside it, the module is in evaluation mode, without gradients, and holds what the strategy would export now."""
-        with (
-            training_mode(self.model, False),
-            parameters_as(self.strategy.x, self.strategy.evaluation()),
-            torch.no_grad(),
-        ):
+        start, exported = time.perf_counter(), self.strategy.evaluation()
+        with training_mode(self.model, False), parameters_as(self.strategy.x, exported), torch.no_grad():
             yield self.model.module
+        self._logged_at += time.perf_counter() - start  # tokens per second are those of training
 
     # --- after training --------------------------------------------------------------------------------------------
 
@@ -338,6 +354,9 @@ class Session:
             "final_loss": last.get("loss"),
             "validation_loss": last.get("validation_loss"),
             "seconds": self._seconds(),
+            "model": type(self.model.module).__name__,
+            "optimizer": type(self.optimizer.inner).__name__,
+            "strategy": self.config.strategy.name,
             "workers": self.world.size,
             "payload_bytes": traffic.payload_bytes,
             "wire_bytes": traffic.wire_bytes,

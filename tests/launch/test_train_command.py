@@ -210,6 +210,7 @@ def test_a_mistake_is_reported_before_anything_starts(config, tmp_path):
         (("launch.interface=wan7",), "launch.interface=wan7 does not exist"),
         (("launch.backend=nccl",), "needs a GPU"),
         (("launch.device=cuda",), "launch.device=cuda"),
+        (("data.max_bytes=100kB", "data.validation_ratio=0.01"), "validation data"),
     ],
 )
 def test_mistakes_of_every_kind_end_with_code_2_and_one_message(config, tmp_path, arguments, words):
@@ -217,7 +218,7 @@ def test_mistakes_of_every_kind_end_with_code_2_and_one_message(config, tmp_path
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_resume_with_nothing_whole_exits_2(launched, config, tmp_path):

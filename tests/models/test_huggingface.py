@@ -129,5 +129,5 @@ def test_sources_that_are_unclear_or_remote_are_refused(settings, message):
 
 def test_without_transformers_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'disttrain\[hf\]'"):
+    with pytest.raises(UserError, match=r"pip install 'disttrain\[hf\]'"):
         LLAMA.build(50, 16)

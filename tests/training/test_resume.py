@@ -154,6 +154,13 @@ def test_a_finished_run_can_be_made_longer(launched, tmp_path):
     assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [5, 10, 15, 20, 25, 30]
 
 
+def test_a_run_cannot_be_made_shorter_than_it_is(launched, tmp_path):
+    config = write_config(tmp_path)
+    launched(1, train, config, tmp_path / "run")
+    message = launched(1, refusal, config, tmp_path / "run", "training.resume=auto", "training.steps=10")[0]
+    assert "step 20, beyond training.steps=10" in message
+
+
 def test_batch_statistics_resume(launched, tmp_path):
     (tmp_path / "normed.py").write_text(NORMED)
     config, options = write_config(tmp_path), ("model.name=import", "model.target=normed:Normed")
