@@ -34,8 +34,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: [train(name, seed, options, Path(folder)) for seed in range(options.seeds)] for name in strategies.names()}
-    print(f"{'strategy':<12} {'validation loss':>16} {'sent per worker':>16} {'waiting':>8}   ({options.steps} steps, "
-          f"{options.workers} workers, {options.seeds} seeds)")  # fmt: skip
+    print(f"{options.steps} steps, {options.workers} workers, mean of seeds 0 to {options.seeds - 1}")
+    print(f"{'strategy':<12} {'validation loss':>16} {'sent per worker':>16} {'waiting':>8}")
     for name, seeds in runs.items():
         losses = [summary["validation_loss"] for _, summary in seeds]
         waiting = statistics.mean(summary["exposed_seconds"] / summary["seconds"] for _, summary in seeds)

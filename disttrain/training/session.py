@@ -202,7 +202,8 @@ class Session:
         self._recorded = self.step
         self._tokens += tokens
         self._extra |= metrics
-        self._agreement.step(self.step, float(loss), self.stopping.asked(), exchange=log)
+        loss = float(loss.detach() if isinstance(loss, Tensor) else loss)
+        self._agreement.step(self.step, loss, self.stopping.asked(), exchange=log)
         if self.optimizer.counts.consecutive_skips >= MOST_SKIPS:
             raise RuntimeError(f"diverged: the gradients have not been finite for {MOST_SKIPS} steps, up to step {self.step}")
         if self.optimizer.counts.updates == 1:
