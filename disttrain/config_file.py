@@ -81,7 +81,7 @@ def apply_overrides(settings: Settings, overrides: Sequence[str], default_names:
             given[keys] = reading.value
     for keys, value in given.items():
         if keys[0] in default_names and keys[-1] == "name":
-            _drop_other_class(settings, keys[:-1], value, default_names)
+            _drop_other_class(settings, keys[:-1], value, default_names, given)
     for keys, value in given.items():
         _set(settings, keys, value)
 
@@ -121,17 +121,21 @@ def _is_given_twice(keys: Keys, given: Mapping[Keys, Any], settings: Settings) -
     return False
 
 
-def _drop_other_class(settings: Settings, section: Keys, name: Any, default_names: Mapping[str, str]) -> None:
-    """Empty a component's section, if the file wrote it for another class than ``name``."""
+def _drop_other_class(
+    settings: Settings, section: Keys, name: Any, default_names: Mapping[str, str], given: Mapping[Keys, Any]
+) -> None:
+    """Empty a component's section, if the file wrote it for another class than ``name``; what is given anew is no loss."""
     written = _get(settings.tree, section)
     if not isinstance(written, dict):
         return
     old = written.pop("name", None) or default_names.get(dotted(section))
     if old is not None and old != name and written:
-        dropped, where = ", ".join(written), settings.origin(section)
-        settings.notices.append(
-            f"{dotted(section)}.name={name} replaces {old}, so its settings no longer apply: {dropped} ({where})"
-        )
+        dropped = [key for key in written if (*section, key) not in given]
+        if dropped:
+            settings.notices.append(
+                f"{dotted(section)}.name={name} replaces {old}, so its settings no longer apply: {', '.join(dropped)} "
+                f"({settings.origin(section)})"
+            )
         written.clear()
         _forget_origins_inside(settings, section)
 

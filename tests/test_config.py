@@ -137,7 +137,9 @@ def test_a_swapped_class_takes_its_own_defaults(load):
 
 
 def test_overrides_of_the_swapped_section_apply_in_any_order(load):
-    assert load(QUICKSTART, "optimizer.lr=0.3", "optimizer.name=sgd").config.optimizer == SGDConfig(lr=0.3)
+    loaded = load(QUICKSTART, "optimizer.lr=0.3", "optimizer.name=sgd")
+    assert loaded.config.optimizer == SGDConfig(lr=0.3)
+    assert loaded.notices[0].endswith("no longer apply: adamw_lr (run.yaml:3)"), "what is given anew is not lost"
     assert load(QUICKSTART, "optimizer.name=sgd", "optimizer.lr=0.3").config.optimizer == SGDConfig(lr=0.3)
 
 

@@ -137,4 +137,6 @@ def describe(error: BaseException) -> tuple[str, str]:
     first_line = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER):
         return "peer", f"lost the connection to another worker ({first_line})"
+    if "find_unused_parameters" in str(error):
+        first_line = "some parameters got no gradient in a step; if that is meant, set strategy.find_unused_parameters=true"
     return "error", f"{type(error).__name__}: {first_line}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -25,11 +26,12 @@ class Display:
     Args:
         total_steps: of the run.
         speaks: whether this worker prints.
+        log: a file that gets every line too, a bar's steps as plain lines.
     """
 
-    def __init__(self, total_steps: int, speaks: bool) -> None:
+    def __init__(self, total_steps: int, speaks: bool, log: Path | None = None) -> None:
         self.console = Console(quiet=not speaks, soft_wrap=not sys.stdout.isatty(), highlight=False)
-        self._total = total_steps
+        self._total, self._log = total_steps, log if speaks else None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if speaks and self.console.is_terminal:
@@ -38,6 +40,16 @@ class Display:
     def say(self, text: str) -> None:
         """A line that is no progress."""
         self.console.print(text, markup=False)
+        self._keep(text)
+
+    def _keep(self, text: str) -> None:
+        if self._log is None:
+            return
+        try:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+        except OSError:
+            self._log = None  # it was on the screen
 
     def table(self, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         """A small table, once."""
@@ -45,6 +57,7 @@ class Display:
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
+        self._keep("\n".join("  ".join(row) for row in (columns, *rows)))
 
     def step(self, record: dict[str, Any], seconds_left: float | None) -> None:
         """A logged step."""
@@ -52,6 +65,7 @@ class Display:
         if self._bar is None:
             self.say(line)
             return
+        self._keep(line)
         if self._task is None:
             self._bar.start()
             self._task = self._bar.add_task("", total=self._total)

@@ -71,7 +71,7 @@ class Session:
     ) -> None:
         self.config, self.world, self.device, self.folder = config, world, device, meeting.folder
         self.strategy = config.strategy.build()
-        self.display = Display(config.training.steps, speaks=world.rank == 0)
+        self.display = Display(config.training.steps, world.rank == 0, self.folder.logs / "console.log")
         self.should_stop, self._resume = False, resume
         self.unit: str | None = None
         self.flops_per_token: float | None = None

@@ -1,6 +1,6 @@
 """What a person reads during and after a run."""
 
-from disttrain.recording.progress import progress_line, readable_bytes, readable_seconds
+from disttrain.recording.progress import Display, progress_line, readable_bytes, readable_seconds
 from disttrain.recording.recorder import summary_lines
 
 RECORD = {"step": 50, "loss": 1.25, "validation_loss": 1.5, "tokens_per_second": 12345.6, "wire_bytes": 2_500_000}
@@ -28,6 +28,17 @@ def test_the_end_says_loss_speed_bytes_saved_and_waiting():
 
 def test_a_gpus_unknown_waiting_is_not_made_up():
     assert "waiting" not in "\n".join(summary_lines(SUMMARY | {"exposed_seconds": None}, "token"))
+
+
+def test_what_was_on_the_screen_is_in_the_log(tmp_path, capsys):
+    display = Display(200, speaks=True, log=tmp_path / "console.log")
+    display.say("hello [not markup]")
+    display.table(("a", "b"), [("1", "2")])
+    display.step(RECORD, 65.0)
+    Display(200, speaks=False, log=tmp_path / "console.log").say("silent")
+    text = (tmp_path / "console.log").read_text()
+    assert text.splitlines() == ["hello [not markup]", "a  b", "1  2", progress_line(RECORD, 200, 65.0)]
+    assert "hello [not markup]" in capsys.readouterr().out
 
 
 def test_readable_numbers():
