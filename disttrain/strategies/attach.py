@@ -79,7 +79,7 @@ class StrategyOptimizer(Optimizer):
 
     Args:
         optimizer: the wrapped optimizer; its learning rates of now are the schedule's peak.
-        strategy: a strategy that has begun.
+        strategy: the one that :func:`attach` begins.
         multiplier: learning rate as a share of the peak at update t = 0, 1, …; None leaves the rates alone.
         clip_norm: gradients of a larger Euclidean norm are scaled down to it; None: never.
 
