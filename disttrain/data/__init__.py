@@ -1,6 +1,6 @@
 """What is learned from. Every source is one file beside this one and one import below."""
 
-from disttrain.data.base import Corpus, DataConfig, Dataset, TokenDataset, data_sources
+from disttrain.data.base import Corpus, DataConfig, Dataset, TokenDataConfig, TokenDataset, data_sources
 from disttrain.data.order import EpochOrder, microbatches, share
 from disttrain.data.python_source import PythonSourceConfig
 from disttrain.data.random_tokens import RandomTokensConfig
@@ -14,6 +14,7 @@ __all__ = [
     "PythonSourceConfig",
     "RandomTokensConfig",
     "TextConfig",
+    "TokenDataConfig",
     "TokenDataset",
     "data_sources",
     "microbatches",

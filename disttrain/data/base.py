@@ -16,9 +16,10 @@ from pydantic import Field
 from torch import Tensor
 
 from disttrain.component import ComponentConfig, Registry
+from disttrain.task import Task, TokenTask
 
 Tokens: TypeAlias = NDArray[np.unsignedinteger[Any]]
-Unit: TypeAlias = Literal["byte", "token"]
+Unit: TypeAlias = Literal["byte", "token", "sample"]
 
 
 class Dataset(Protocol):
@@ -83,32 +84,30 @@ class Corpus:
     Args:
         train: the training sequences.
         validation: sequences that are never trained on.
-        vocabulary_size: every token is below it.
-        unit: what a token is.
+        task: what its samples pose.
+        unit: what losses and speeds are counted by: a token is a byte or a tokenizer's id.
         description: a line for the start of the run.
         fingerprint: a SHA-256 in hex; workers that agree on it hold the same tokens.
     """
 
     train: Dataset
     validation: Dataset
-    vocabulary_size: int
+    task: Task
     unit: Unit
     description: str
     fingerprint: str
 
 
-def corpus_of(
-    train: Tokens, validation: Tokens, *, sequence_length: int, vocabulary_size: int, unit: Unit, description: str
-) -> Corpus:
+def corpus_of(train: Tokens, validation: Tokens, *, task: TokenTask, unit: Unit, description: str) -> Corpus:
     """The corpus of two flat arrays of tokens ``[n]``; their sizes are added to ``description``.
 
     Raises:
         ValueError: if one of them is too short for a sequence.
     """
     return Corpus(
-        train=TokenDataset(train, sequence_length, "the training data"),
-        validation=TokenDataset(validation, sequence_length, "the validation data"),
-        vocabulary_size=vocabulary_size,
+        train=TokenDataset(train, task.sequence_length, "the training data"),
+        validation=TokenDataset(validation, task.sequence_length, "the validation data"),
+        task=task,
         unit=unit,
         description=f"{description}: {train.size:,} {unit}s to train on, {validation.size:,} to validate on",
         fingerprint=fingerprint(train, validation),
@@ -127,9 +126,6 @@ def fingerprint(*arrays: Tokens) -> str:
 class DataConfig(ComponentConfig):
     """Base of all data sources' configs."""
 
-    sequence_length: int = Field(128, gt=0)
-    """Tokens per sequence (bytes, where tokens are bytes)."""
-
     def check(self) -> None:
         """Raise ValueError for what is wrong and can be seen without loading, such as a missing file."""
 
@@ -140,6 +136,13 @@ class DataConfig(ComponentConfig):
             ValueError: if the files cannot be used, with the file and the reason.
         """
         raise NotImplementedError(f"{type(self).__name__} must define build()")
+
+
+class TokenDataConfig(DataConfig):
+    """Base of the configs of sources that yield sequences of tokens."""
+
+    sequence_length: int = Field(128, gt=0)
+    """Tokens per sequence (bytes, where tokens are bytes)."""
 
 
 data_sources: Registry[DataConfig] = Registry("data", default="python_source")

@@ -44,7 +44,7 @@ def fit(session: Session) -> dict[str, Any]:
 def steps(session: Session, corpus: Corpus, objective: Objective, order: EpochOrder) -> Iterator[int]:
     """Make the run's steps one after another, yielding the number of each when it is over."""
     training = session.config.training
-    tokens = training.batch_size * session.config.data.sequence_length
+    tokens = training.batch_size * corpus.task.units_per_sample
     while not session.should_stop:
         loss = _forward_backward(session, objective, corpus.train, order)
         session.optimizer.step()
@@ -94,7 +94,7 @@ def _load(session: Session) -> Corpus:
 
 def _build_model(session: Session, corpus: Corpus) -> nn.Module:
     try:
-        return session.config.model.build(corpus.vocabulary_size, session.config.data.sequence_length)
+        return session.config.model.build(corpus.task)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -110,7 +110,7 @@ def _announce(session: Session, corpus: Corpus) -> None:
     display.say(f"strategy  {config.strategy.name}, {workers} on {session.device.type}")
     rows = [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) for row in table(session.optimizer.inner)]
     display.table(GroupRow._fields, rows)
-    session.flops_per_token = config.model.flops_per_token(module, config.data.sequence_length)
+    session.flops_per_token = config.model.flops_per_token(module, corpus.task)
     session.peak_flops = PEAK_FLOPS.get(torch.cuda.get_device_name()) if session.device.type == "cuda" else None
 
 
