@@ -135,5 +135,5 @@ def test_without_transformers_the_error_says_what_to_install(monkeypatch):
 
 
 def test_samples_with_classes_are_refused():
-    with pytest.raises(UserError, match="model.name=huggingface reads tokens"):
+    with pytest.raises(UserError, match=r"model.name=huggingface reads tokens"):
         LLAMA.build(ClassificationTask((1, 8, 8), 10))
