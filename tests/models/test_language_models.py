@@ -33,7 +33,7 @@ def loss_of(module, parameters, tokens):
 
 def test_plm_is_the_default_and_every_model_is_found_by_name():
     assert models.default == "plm"
-    assert models.names() == ["gpt", "huggingface", "import", "plm"]
+    assert models.names() == ["cnn", "gpt", "huggingface", "import", "mlp", "plm"]
 
 
 @every_model
