@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from disttrain import random
-from disttrain.data.base import Corpus, TokenDataConfig, check_indices, data_sources
+from disttrain.data.base import Corpus, Dataset, TokenDataConfig, check_indices, data_sources
 from disttrain.task import TokenTask
 
 
@@ -49,7 +49,7 @@ class RandomTokensConfig(TokenDataConfig):
 
 
 @dataclass(frozen=True)
-class RandomTokens:
+class RandomTokens(Dataset):
     """Sequences ``first`` to ``first + num_sequences - 1`` of the endless supply that belongs to a seed."""
 
     seed: int

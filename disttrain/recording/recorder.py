@@ -71,7 +71,7 @@ def summary_lines(summary: dict[str, Any], unit: str | None) -> list[str]:
     if summary["validation_loss"] is not None:
         lines.append(f"validation loss  {summary['validation_loss']:.4f}{f' nats per {unit}' if unit else ''}")
     if summary.get("validation_accuracy") is not None:
-        lines.append(f"accuracy         {summary['validation_accuracy']:.1%} of the validation samples")
+        lines.append(f"accuracy         {summary['validation_accuracy']:.1%} in validation")
     if seconds and summary["tokens"]:
         lines.append(f"speed            {summary['tokens'] / seconds:,.0f} {counted_things(unit)}/s")
     saved = f", {1 - wire / ddp:.1%} less than torch DDP's {readable_bytes(ddp)}" if ddp > wire else ""

@@ -30,7 +30,7 @@ def test_samples_are_not_called_tokens_and_accuracy_is_shown():
     line = progress_line(RECORD | {"validation_accuracy": 0.931}, 200, unit="sample")
     assert "validation 1.5000  accuracy 93.1%  12,346 samples/s" in line
     text = "\n".join(summary_lines(SUMMARY | {"validation_accuracy": 0.931}, "sample"))
-    for words in ("1,024,000 samples in", "nats per sample", "accuracy         93.1% of", "10,240 samples/s"):
+    for words in ("1,024,000 samples in", "nats per sample", "accuracy         93.1% in validation", "10,240 samples/s"):
         assert words in text
 
 
