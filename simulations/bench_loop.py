@@ -63,12 +63,12 @@ def measure(options: argparse.Namespace) -> None:
     config, training = loaded.config, loaded.config.training
     corpus = config.data.build(training.seed)
     order = EpochOrder(len(corpus.train), training.seed)
-    session.prepare(config.model.build(corpus.vocabulary_size, config.data.sequence_length))
+    session.prepare(config.model.build(corpus.task))
     session.display.console.quiet = True
     session.resume()
     ours = steps(session, corpus, config.objective.build(), order)
     bare = bare_loop(
-        config.model.build(corpus.vocabulary_size, config.data.sequence_length),
+        config.model.build(corpus.task),
         config.optimizer.build,
         corpus.train,
         training.batch_size // session.world.size,
@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace) -> None:
             dist.barrier()
             seconds[name].append(time.perf_counter() - start)
     if session.world.rank == 0:
-        tokens = options.steps * training.batch_size * config.data.sequence_length
+        tokens = options.steps * training.batch_size * corpus.task.units_per_sample
         report({name: each[2:] for name, each in seconds.items()}, tokens)
     leave(0)
 

@@ -263,7 +263,7 @@ def test_all_mistakes_come_in_one_report_in_the_order_of_the_lines(mistakes):
         ("optimizer.name=adamww", 'optimizer.name: unknown optimizer "adamww"; did you mean "adamw"? '
                                   "registered: adamw, import, muon, sgd"),
         ("objective.name=next-token", 'objective.name: unknown objective "next-token"; did you mean "next_token"? '
-                                      "registered: next_token"),
+                                      "registered: classification, next_token"),
         ("lr=1", "lr: unknown key; did you mean optimizer.lr? allowed: checkpoint, data, imports, launch, model, "
                  "objective, optimizer, recording, run, schedule, strategy, training"),
         ("checkpoint.keep=1", "checkpoint.keep: must be at least 2: a damaged newest checkpoint must leave one to fall "
@@ -343,11 +343,11 @@ def test_modules_beside_the_file_are_found(folder):
 
 
 def test_names_are_checked_against_what_is_registered_now(load, mistakes, folder):
-    assert "registered: next_token" in mistakes("objective: {name: smoothed}")[0]
+    assert "registered: classification, next_token" in mistakes("objective: {name: smoothed}")[0]
     (folder / "plug_in.py").write_text(PLUG_IN)
     assert load("objective: {name: smoothed}", "imports=[plug_in]").config.objective.name == "smoothed"
     (line,) = mistakes("objective: {name: smooth}\nimports: [plug_in]")
-    assert line.endswith('unknown objective "smooth"; did you mean "smoothed"? registered: next_token, smoothed')
+    assert line.endswith('unknown objective "smooth"; did you mean "smoothed"? registered: classification, next_token, smoothed')
 
 
 @pytest.mark.parametrize(

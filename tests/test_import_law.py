@@ -14,7 +14,7 @@ ORDER = [  # from the top to the bottom; a room imports from its own and lower l
     {"compression", "optim", "recording", "models", "data", "objectives"},
     {"launch"},
     {"worlds"},
-    {"parameters", "random", "component", "import_path", "quantities"},
+    {"parameters", "random", "component", "import_path", "quantities", "task"},
 ]
 HEIGHT = {name: -level for level, names in enumerate(ORDER) for name in names}
 

@@ -1,6 +1,7 @@
 """What is learned from. Every source is one file beside this one and one import below."""
 
-from disttrain.data.base import Corpus, DataConfig, Dataset, TokenDataset, data_sources
+from disttrain.data.base import Corpus, DataConfig, Dataset, LabelledDataset, TokenDataConfig, TokenDataset, data_sources
+from disttrain.data.digits import DigitsConfig
 from disttrain.data.order import EpochOrder, microbatches, share
 from disttrain.data.python_source import PythonSourceConfig
 from disttrain.data.random_tokens import RandomTokensConfig
@@ -10,10 +11,13 @@ __all__ = [
     "Corpus",
     "DataConfig",
     "Dataset",
+    "DigitsConfig",
     "EpochOrder",
+    "LabelledDataset",
     "PythonSourceConfig",
     "RandomTokensConfig",
     "TextConfig",
+    "TokenDataConfig",
     "TokenDataset",
     "data_sources",
     "microbatches",

@@ -1,13 +1,13 @@
-"""The seam of the data: a corpus is two sets of sequences, and a source's config knows how to load one.
+"""The seam of the data: a corpus is two sets of samples, and a source's config knows how to load one.
 
-Every worker loads the same corpus; which sequences it trains on, and when, is `order.py`'s business.
+Every worker loads the same corpus; which samples it trains on is decided by `partitions/`, and when, by `order.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -16,31 +16,78 @@ from pydantic import Field
 from torch import Tensor
 
 from disttrain.component import ComponentConfig, Registry
+from disttrain.task import Task, TokenTask
 
 Tokens: TypeAlias = NDArray[np.unsignedinteger[Any]]
-Unit: TypeAlias = Literal["byte", "token"]
+Unit: TypeAlias = Literal["byte", "token", "sample"]
 
 
-class Dataset(Protocol):
-    """Sequences of one length T, found by their index."""
+class Dataset:
+    """Samples of one shape, found by their index; and what a partition may divide them by, where it is known."""
+
+    labels: Tensor | None = None
+    """int64 ``[n]``: the class of each sample."""
+    sources: Tensor | None = None
+    """int64 ``[n]``: where each sample comes from, a position in ``source_names``."""
+    source_names: tuple[str, ...] = ()
+    """What the sources are called."""
 
     def __len__(self) -> int:
-        """The number of sequences."""
-        ...
+        """The number of samples, n."""
+        raise NotImplementedError(f"{type(self).__name__} must define __len__()")
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The sequences at int64 ``[B]``: inputs int64 ``[B, T]``, and the token after each, int64 ``[B, T]``."""
-        ...
+        """The samples at int64 ``[B]``, as inputs and targets.
+
+        Of sequences: int64 ``[B, T]``, and the token after each, int64 ``[B, T]``. Of samples with classes: float32
+        ``[B, *input_shape]``, and the classes, int64 ``[B]``.
+
+        Raises:
+            IndexError: for an index that is no sample's.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define batch()")
 
 
 @dataclass(frozen=True, eq=False)
-class TokenDataset:
+class LabelledDataset(Dataset):
+    """Samples in memory, each with its class.
+
+    Args:
+        inputs: float32 ``[n, *input_shape]``.
+        labels: int64 ``[n]``.
+
+    Raises:
+        TypeError: if they are of other types, or differ in number.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        inputs, labels = self.inputs, self.labels
+        if (inputs.dtype, labels.dtype, labels.shape) != (torch.float32, torch.int64, inputs.shape[:1]):
+            got = f"{inputs.dtype} {list(inputs.shape)} and {labels.dtype} {list(labels.shape)}"
+            raise TypeError(f"need inputs float32 [n, ...] and labels int64 [n], got {got}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of the samples, float32 ``[B, *input_shape]``, and their classes, int64 ``[B]``."""
+        check_indices(indices, len(self))
+        return self.inputs[indices], self.labels[indices]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenDataset(Dataset):
     """Windows of a flat array of tokens: sequence i is ``tokens[i·T : i·T + T + 1]``, so each token is predicted once.
 
     Args:
         tokens: uint8, uint16 or uint32 ``[n]``, in memory or a memory map, which is read a batch at a time.
         sequence_length: T, in tokens.
         name: what errors call these tokens.
+        sources: int64 ``[(n - 1) // T]``, where each sequence comes from; None: all from one place.
+        source_names: what they are called.
 
     Raises:
         TypeError: if the tokens are of another type or shape.
@@ -50,6 +97,8 @@ class TokenDataset:
     tokens: Tokens
     sequence_length: int
     name: str = "the data"
+    sources: Tensor | None = None
+    source_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         dtype, shape, length = self.tokens.dtype, self.tokens.shape, self.sequence_length
@@ -69,54 +118,52 @@ class TokenDataset:
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
-def check_indices(indices: Tensor, num_sequences: int) -> None:
-    """Raise IndexError unless all are in ``range(num_sequences)``: numpy would count a negative one from the end."""
-    wrong = indices[(indices < 0) | (indices >= num_sequences)]
+def check_indices(indices: Tensor, num_samples: int) -> None:
+    """Raise IndexError unless all are in ``range(num_samples)``: a negative one would count from the end."""
+    wrong = indices[(indices < 0) | (indices >= num_samples)]
     if wrong.numel():
-        raise IndexError(f"sequences are numbered 0 to {num_sequences - 1}, got {wrong.tolist()}")
+        raise IndexError(f"samples are numbered 0 to {num_samples - 1}, got {wrong.tolist()}")
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """What a source loaded: sequences to train on, others to validate on, and what to say about them.
+    """What a source loaded: samples to train on, others to validate on, and what to say about them.
 
     Args:
-        train: the training sequences.
-        validation: sequences that are never trained on.
-        vocabulary_size: every token is below it.
-        unit: what a token is.
+        train: the training samples.
+        validation: samples that are never trained on.
+        task: what its samples pose.
+        unit: what losses and speeds are counted by: a token is a byte or a tokenizer's id.
         description: a line for the start of the run.
-        fingerprint: a SHA-256 in hex; workers that agree on it hold the same tokens.
+        fingerprint: a SHA-256 in hex; workers that agree on it hold the same samples, with the same labels and sources.
     """
 
     train: Dataset
     validation: Dataset
-    vocabulary_size: int
+    task: Task
     unit: Unit
     description: str
     fingerprint: str
 
 
-def corpus_of(
-    train: Tokens, validation: Tokens, *, sequence_length: int, vocabulary_size: int, unit: Unit, description: str
-) -> Corpus:
+def corpus_of(train: Tokens, validation: Tokens, *, task: TokenTask, unit: Unit, description: str) -> Corpus:
     """The corpus of two flat arrays of tokens ``[n]``; their sizes are added to ``description``.
 
     Raises:
         ValueError: if one of them is too short for a sequence.
     """
     return Corpus(
-        train=TokenDataset(train, sequence_length, "the training data"),
-        validation=TokenDataset(validation, sequence_length, "the validation data"),
-        vocabulary_size=vocabulary_size,
+        train=TokenDataset(train, task.sequence_length, "the training data"),
+        validation=TokenDataset(validation, task.sequence_length, "the validation data"),
+        task=task,
         unit=unit,
         description=f"{description}: {train.size:,} {unit}s to train on, {validation.size:,} to validate on",
         fingerprint=fingerprint(train, validation),
     )
 
 
-def fingerprint(*arrays: Tokens) -> str:
-    """SHA-256, in hex, of the arrays' types, lengths and tokens."""
+def fingerprint(*arrays: NDArray[Any]) -> str:
+    """SHA-256, in hex, of the arrays' types, sizes and contents."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.str}[{array.size}]".encode())  # so that moving a token over a boundary shows
@@ -126,9 +173,6 @@ def fingerprint(*arrays: Tokens) -> str:
 
 class DataConfig(ComponentConfig):
     """Base of all data sources' configs."""
-
-    sequence_length: int = Field(128, gt=0)
-    """Tokens per sequence (bytes, where tokens are bytes)."""
 
     def check(self) -> None:
         """Raise ValueError for what is wrong and can be seen without loading, such as a missing file."""
@@ -140,6 +184,13 @@ class DataConfig(ComponentConfig):
             ValueError: if the files cannot be used, with the file and the reason.
         """
         raise NotImplementedError(f"{type(self).__name__} must define build()")
+
+
+class TokenDataConfig(DataConfig):
+    """Base of the configs of sources that yield sequences of tokens."""
+
+    sequence_length: int = Field(128, gt=0)
+    """Tokens per sequence (bytes, where tokens are bytes)."""
 
 
 data_sources: Registry[DataConfig] = Registry("data", default="python_source")

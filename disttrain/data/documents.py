@@ -57,13 +57,13 @@ def split_documents(documents: list[Document], validation_ratio: float) -> tuple
     """
     if len(documents) < 2:
         raise ValueError(f"need 2 files at least, one to train on and one to validate on, got {len(documents)}")
-    ranked = sorted(documents, key=lambda document: (_place(document.name), document))
-    count = sum(_place(document.name) < validation_ratio for document in documents)
+    ranked = sorted(documents, key=lambda document: (place(document.name), document))
+    count = sum(place(document.name) < validation_ratio for document in documents)
     chosen = set(ranked[: min(max(count, 1), len(documents) - 1)])
     return [each for each in documents if each not in chosen], [each for each in documents if each in chosen]
 
 
-def _place(name: str) -> float:
+def place(name: str) -> float:
     """A number in [0, 1] that stands for ``name``."""
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8]) / 2**64
 

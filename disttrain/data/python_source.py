@@ -14,10 +14,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from disttrain.data.base import Corpus, DataConfig, corpus_of, data_sources
+from disttrain.data.base import Corpus, TokenDataConfig, corpus_of, data_sources
 from disttrain.data.documents import Document, find_documents, split_documents
 from disttrain.data.encoders import ByteEncoder, encode_documents
 from disttrain.quantities import Size
+from disttrain.task import TokenTask
 
 SKIPPED_FOLDERS = {
     *("site-packages", "dist-packages"),  # other people's
@@ -29,7 +30,7 @@ SKIPPED_PREFIXES = ("_sysconfig", "config-", "sitecustomize", "usercustomize")  
 
 
 @data_sources.register
-class PythonSourceConfig(DataConfig):
+class PythonSourceConfig(TokenDataConfig):
     """The source code of Python's standard library, as bytes; whole files are kept apart for validation."""
 
     name: Literal["python_source"] = "python_source"
@@ -51,8 +52,7 @@ class PythonSourceConfig(DataConfig):
         return corpus_of(
             encode_documents(train, encoder),
             encode_documents(validation, encoder),
-            sequence_length=self.sequence_length,
-            vocabulary_size=encoder.vocabulary_size,
+            task=TokenTask(encoder.vocabulary_size, self.sequence_length),
             unit=encoder.unit,
             description=f"the standard library of Python {platform.python_version()}, {len(documents)} files",
         )

@@ -12,11 +12,12 @@ from pydantic import Field
 from torch import Tensor
 
 from disttrain import random
-from disttrain.data.base import Corpus, DataConfig, check_indices, data_sources
+from disttrain.data.base import Corpus, Dataset, TokenDataConfig, check_indices, data_sources
+from disttrain.task import TokenTask
 
 
 @data_sources.register
-class RandomTokensConfig(DataConfig):
+class RandomTokensConfig(TokenDataConfig):
     """Independent, uniformly distributed tokens: on new ones, no model has a loss below ln(vocabulary_size)."""
 
     name: Literal["random_tokens"] = "random_tokens"
@@ -37,7 +38,7 @@ class RandomTokensConfig(DataConfig):
         return Corpus(
             train=self._dataset(seed, 0, self.sequences),
             validation=self._dataset(seed, self.sequences, self.validation_sequences),
-            vocabulary_size=self.vocabulary_size,
+            task=TokenTask(self.vocabulary_size, self.sequence_length),
             unit="token",
             description=f"{self.sequences:,} sequences of random tokens; on new ones, no loss is below {floor}",
             fingerprint=hashlib.sha256(repr(everything).encode()).hexdigest(),
@@ -48,7 +49,7 @@ class RandomTokensConfig(DataConfig):
 
 
 @dataclass(frozen=True)
-class RandomTokens:
+class RandomTokens(Dataset):
     """Sequences ``first`` to ``first + num_sequences - 1`` of the endless supply that belongs to a seed."""
 
     seed: int

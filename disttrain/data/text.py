@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from disttrain.data.base import Corpus, DataConfig, Tokens, corpus_of, data_sources
+from disttrain.data.base import Corpus, TokenDataConfig, Tokens, corpus_of, data_sources
 from disttrain.data.documents import Document, find_documents, split_documents
 from disttrain.data.encoders import ByteEncoder, Encoder, TokenizerEncoder, encode_documents
+from disttrain.task import TokenTask
 
 BYTES = "bytes"
 DEFAULT_VALIDATION_RATIO = 0.05
@@ -21,7 +22,7 @@ Suffix = Annotated[str, Field(pattern=r"^\.")]
 
 
 @data_sources.register
-class TextConfig(DataConfig):
+class TextConfig(TokenDataConfig):
     """Files and folders of text; relative paths start at the working directory."""
 
     name: Literal["text"] = "text"
@@ -63,8 +64,7 @@ class TextConfig(DataConfig):
         return corpus_of(
             train,
             validate,
-            sequence_length=self.sequence_length,
-            vocabulary_size=encoder.vocabulary_size,
+            task=TokenTask(encoder.vocabulary_size, self.sequence_length),
             unit=encoder.unit,
             description=self._describe([*training, *validation]),
         )

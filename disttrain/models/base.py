@@ -1,4 +1,4 @@
-"""The seam of a model: tokens in, logits out, and what a token costs to train."""
+"""The seam of a model: a task's samples in, logits out, and what a sample costs to train."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from disttrain.component import ComponentConfig, Registry, UserError
+from disttrain.task import ClassificationTask, Task, TokenTask
 
 Size = Annotated[int, Field(gt=0)]
 
@@ -15,17 +16,24 @@ Size = Annotated[int, Field(gt=0)]
 class ModelConfig(ComponentConfig):
     """Base of all models' configs."""
 
-    def build(self, vocabulary_size: int, sequence_length: int) -> nn.Module:
-        """The module, mapping tokens, int64 ``[batch, time]``, to logits ``[batch, time, vocabulary]``.
+    def build(self, task: Task) -> nn.Module:
+        """The module, mapping samples to logits.
 
         Args:
-            vocabulary_size: the data's; the module must know at least these tokens.
-            sequence_length: the data's; the module must accept at least this many tokens at once.
+            task: the data's. Of a `TokenTask`, int64 ``[batch, time]`` becomes ``[batch, time, vocabulary]``: the module must
+                know at least these tokens and accept at least this many at once. Of a `ClassificationTask`, float32
+                ``[batch, *input_shape]`` becomes ``[batch, num_classes]``.
+
+        Raises:
+            UserError: if the model cannot do this task.
         """
         raise NotImplementedError(f"{type(self).__name__} must define build()")
 
-    def flops_per_token(self, module: nn.Module, sequence_length: int) -> float:
-        """FLOPs to train on one token, forward and backward; here 2 + 4 for every trainable parameter."""
+    def flops_per_token(self, module: nn.Module, task: Task) -> float:
+        """FLOPs to train on one token (one sample, of a `ClassificationTask`), forward and backward.
+
+        Here 2 + 4 for every trainable parameter.
+        """
         return 6.0 * num_trainable(module)
 
 
@@ -48,3 +56,24 @@ def at_least(setting: str, own: int | None, needed: int) -> int:
     if own < needed:
         raise UserError(f"model.{setting}={own} is too small for the data, which needs at least {needed}")
     return own
+
+
+def token_task(model: str, task: Task) -> TokenTask:
+    """The task, for a model that reads tokens; a UserError, naming ``model``, if it is another one."""
+    if isinstance(task, TokenTask):
+        return task
+    shape = ", ".join(map(str, task.input_shape))
+    raise UserError(
+        f"model.name={model} reads tokens, and the data has samples of shape [{shape}] in {task.num_classes} classes: "
+        "use model.name=mlp or cnn"
+    )
+
+
+def classification_task(model: str, task: Task) -> ClassificationTask:
+    """The task, for a model that reads samples of one shape; a UserError, naming ``model``, if it is another one."""
+    if isinstance(task, ClassificationTask):
+        return task
+    raise UserError(
+        f"model.name={model} classifies samples of numbers, and the data has sequences of {task.sequence_length} tokens: "
+        "use model.name=plm, gpt or huggingface"
+    )

@@ -16,7 +16,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from disttrain.models.attention import causal_attention
-from disttrain.models.base import ModelConfig, Size, at_least, models, num_trainable
+from disttrain.models.base import ModelConfig, Size, at_least, models, num_trainable, token_task
+from disttrain.task import Task
 
 INITIAL_DEVIATION = 0.02
 
@@ -82,12 +83,13 @@ class GptConfig(ModelConfig):
         preset = PRESETS[self.preset]
         return self.width or preset.width, self.layers or preset.layers, self.heads or preset.heads
 
-    def build(self, vocabulary_size: int, sequence_length: int) -> Gpt:
-        """The module, with at least ``sequence_length`` positions."""
+    def build(self, task: Task) -> Gpt:
+        """The module, with at least ``task.sequence_length`` positions."""
+        data = token_task(self.name, task)
         preset = PRESETS[self.preset]
         width, layers, heads = self._shape
-        vocabulary = at_least("vocabulary_size", self.vocabulary_size or preset.vocabulary_size, vocabulary_size)
-        context = at_least("context", self.context or preset.context, sequence_length)
+        vocabulary = at_least("vocabulary_size", self.vocabulary_size or preset.vocabulary_size, data.vocabulary_size)
+        context = at_least("context", self.context or preset.context, data.sequence_length)
         return Gpt(
             Sizes(
                 width=width,
@@ -100,8 +102,9 @@ class GptConfig(ModelConfig):
             )
         )
 
-    def flops_per_token(self, module: nn.Module, sequence_length: int) -> float:
+    def flops_per_token(self, module: nn.Module, task: Task) -> float:
         """6 for every parameter but the positions, which are looked up, and the causal half of attention's scores."""
+        sequence_length = token_task(self.name, task).sequence_length
         width, layers, _ = self._shape
         positions = (self.context or PRESETS[self.preset].context or sequence_length) * width
         return 6.0 * (num_trainable(module) - positions) + 12 * layers * width * sequence_length / 2

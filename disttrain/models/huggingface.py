@@ -15,7 +15,8 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from disttrain.component import UserError
-from disttrain.models.base import ModelConfig, at_least, models
+from disttrain.models.base import ModelConfig, at_least, models, token_task
+from disttrain.task import Task, TokenTask
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -46,7 +47,7 @@ class HuggingFaceConfig(ModelConfig):
             raise ValueError(f"path={self.path!r} is not a local directory with a config.json; nothing is downloaded")
         return self
 
-    def build(self, vocabulary_size: int, sequence_length: int) -> nn.Module:
+    def build(self, task: Task) -> nn.Module:
         """The ``transformers`` model itself, in fp32, with one change: called, it returns its logits alone.
 
         A hook does that, so names and state dict are those of ``transformers`` and ``save_pretrained`` works. Its
@@ -55,8 +56,9 @@ class HuggingFaceConfig(ModelConfig):
         Raises:
             UserError: if transformers is not installed, or the model is unknown or too small for the data.
         """
-        description = self._description(vocabulary_size)
-        _check_fits(description, vocabulary_size, sequence_length)
+        data = token_task(self.name, task)
+        description = self._description(data.vocabulary_size)
+        _check_fits(description, data)
         description.use_cache = False
         description.is_decoder = True  # BERT and its kin look ahead without it; decoders do not read it
         module = self._module(description).float()
@@ -121,11 +123,11 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def _check_fits(description: PretrainedConfig, vocabulary_size: int, sequence_length: int) -> None:
+def _check_fits(description: PretrainedConfig, data: TokenTask) -> None:
     """Refuse fewer tokens or positions than the data has; a model that declares no limit of positions has none."""
     text = description.get_text_config()
-    at_least("config.vocab_size", text.vocab_size, vocabulary_size)
-    at_least("config.max_position_embeddings", getattr(text, "max_position_embeddings", None), sequence_length)
+    at_least("config.vocab_size", text.vocab_size, data.vocabulary_size)
+    at_least("config.max_position_embeddings", getattr(text, "max_position_embeddings", None), data.sequence_length)
 
 
 def _with_weights(auto: Any, path: str, description: PretrainedConfig) -> nn.Module:

@@ -26,8 +26,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from disttrain.models.attention import causal_attention
-from disttrain.models.base import ModelConfig, Size, at_least, models, num_trainable
+from disttrain.models.base import ModelConfig, Size, at_least, models, num_trainable, token_task
 from disttrain.models.rotary import rotary_table, rotate
+from disttrain.task import Task
 
 NORM_EPSILON = 1e-6
 INITIAL_DEVIATION = 0.02
@@ -126,16 +127,16 @@ class PlmConfig(ModelConfig):
             rope_base=self.rope_base,
         )
 
-    def build(self, vocabulary_size: int, sequence_length: int) -> Plm:
+    def build(self, task: Task) -> Plm:
         """The module; rotary positions have no end, so any sequence length fits."""
         own = self.vocabulary_size or PRESETS[self.preset].vocabulary_size
-        return Plm(self.sizes(), at_least("vocabulary_size", own, vocabulary_size))
+        return Plm(self.sizes(), at_least("vocabulary_size", own, token_task(self.name, task).vocabulary_size))
 
-    def flops_per_token(self, module: nn.Module, sequence_length: int) -> float:
+    def flops_per_token(self, module: nn.Module, task: Task) -> float:
         """6 for every parameter (the embedding, as output layer) and the causal half of attention's scores."""
         sizes = self.sizes()
         per_pair = 6 * sizes.layers * sizes.heads * (sizes.key_head + sizes.value_head)
-        return 6.0 * num_trainable(module) + per_pair * sequence_length / 2
+        return 6.0 * num_trainable(module) + per_pair * token_task(self.name, task).sequence_length / 2
 
 
 def _share(size: str, of: str, whole: int, parts: int, parts_name: str = "") -> int:

@@ -27,11 +27,15 @@ class Display:
         total_steps: of the run.
         speaks: whether this worker prints.
         log: a file that gets every line too, a bar's steps as plain lines.
+
+    Attributes:
+        unit: of the data, where it is known: what speed is counted in.
     """
 
     def __init__(self, total_steps: int, speaks: bool, log: Path | None = None) -> None:
         self.console = Console(quiet=not speaks, soft_wrap=not sys.stdout.isatty(), highlight=False)
         self._total, self._log = total_steps, log if speaks else None
+        self.unit: str | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         if speaks and self.console.is_terminal:
@@ -61,7 +65,7 @@ class Display:
 
     def step(self, record: dict[str, Any], seconds_left: float | None) -> None:
         """A logged step."""
-        line = progress_line(record, self._total, seconds_left)
+        line = progress_line(record, self._total, seconds_left, self.unit)
         if self._bar is None:
             self.say(line)
             return
@@ -77,20 +81,27 @@ class Display:
             self._bar.stop()
 
 
-def progress_line(record: dict[str, Any], total_steps: int, seconds_left: float | None = None) -> str:
-    """One logged step as a line: step, share, loss, speed, MFU where the peak is known, bytes, time left."""
+def progress_line(record: dict[str, Any], total_steps: int, seconds_left: float | None = None, unit: str | None = None) -> str:
+    """One logged step as a line: step, share, loss, accuracy and MFU where they are known, speed, bytes, time left."""
     step = record["step"]
     parts = [f"step {step}/{total_steps} ({step / total_steps:.0%})", f"loss {_number(record['loss'])}"]
     if record.get("validation_loss") is not None:
         parts.append(f"validation {_number(record['validation_loss'])}")
+    if record.get("validation_accuracy") is not None:
+        parts.append(f"accuracy {record['validation_accuracy']:.1%}")
     if record["tokens_per_second"]:
-        parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
+        parts.append(f"{record['tokens_per_second']:,.0f} {counted_things(unit)}/s")
     if record.get("mfu") is not None:
         parts.append(f"MFU {record['mfu']:.1%}")
     parts.append(f"sent {readable_bytes(record['wire_bytes'])}/worker")
     if seconds_left is not None:
         parts.append(f"{readable_seconds(seconds_left)} left")
     return "  ".join(parts)
+
+
+def counted_things(unit: str | None) -> str:
+    """What ``tokens`` in records and summaries counts, for people: bytes are tokens too, samples with classes are not."""
+    return "samples" if unit == "sample" else "tokens"
 
 
 def readable_bytes(count: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from disttrain.recording.folder import RunFolder
 from disttrain.recording.metrics import MetricsFile, finite_or_none
 from disttrain.recording.plot import plot_loss
-from disttrain.recording.progress import Display, readable_bytes, readable_seconds
+from disttrain.recording.progress import Display, counted_things, readable_bytes, readable_seconds
 from disttrain.recording.trackers import WandbTracker
 
 
@@ -66,12 +66,14 @@ class Recorder:
 def summary_lines(summary: dict[str, Any], unit: str | None) -> list[str]:
     """What a person wants to know at the end, aligned."""
     seconds, wire, ddp = summary["seconds"], summary["wire_bytes"], summary["ddp_wire_bytes"]
-    tokens = f", {summary['tokens']:,} tokens" if summary["tokens"] else ""
+    tokens = f", {summary['tokens']:,} {counted_things(unit)}" if summary["tokens"] else ""
     lines = [f"{summary['status']:<16} {summary['steps']} steps{tokens} in {readable_seconds(seconds)}"]
     if summary["validation_loss"] is not None:
         lines.append(f"validation loss  {summary['validation_loss']:.4f}{f' nats per {unit}' if unit else ''}")
+    if summary.get("validation_accuracy") is not None:
+        lines.append(f"accuracy         {summary['validation_accuracy']:.1%} in validation")
     if seconds and summary["tokens"]:
-        lines.append(f"speed            {summary['tokens'] / seconds:,.0f} tokens/s")
+        lines.append(f"speed            {summary['tokens'] / seconds:,.0f} {counted_things(unit)}/s")
     saved = f", {1 - wire / ddp:.1%} less than torch DDP's {readable_bytes(ddp)}" if ddp > wire else ""
     lines.append(f"sent per worker  {readable_bytes(wire)}{saved}")
     if summary["exposed_seconds"] is not None and seconds:

@@ -27,6 +27,7 @@ def fit(session: Session) -> dict[str, Any]:
     """
     corpus = _load(session)
     objective = session.config.objective.build()
+    objective.check(corpus.task)
     order = EpochOrder(len(corpus.train), session.config.training.seed)
     session.prepare(_build_model(session, corpus))
     _announce(session, corpus)
@@ -37,37 +38,38 @@ def fit(session: Session) -> dict[str, Any]:
     finally:
         session.display.close()
     session.merge(_training_inputs(session, corpus.train, order))
-    final = {"validation_loss": validate(session, corpus.validation, objective)} if session.completed else {}
+    final = validate(session, corpus.validation, objective) if session.completed else {}
     return session.close(**final)
 
 
 def steps(session: Session, corpus: Corpus, objective: Objective, order: EpochOrder) -> Iterator[int]:
     """Make the run's steps one after another, yielding the number of each when it is over."""
     training = session.config.training
-    tokens = training.batch_size * session.config.data.sequence_length
+    tokens = training.batch_size * corpus.task.units_per_sample
     while not session.should_stop:
         loss = _forward_backward(session, objective, corpus.train, order)
         session.optimizer.step()
         session.optimizer.zero_grad()
         # The last step's validation comes after the merge.
         due = training.validate_every and session.step % training.validate_every == 0 and not session.completed
-        metrics = {"validation_loss": validate(session, corpus.validation, objective)} if due else {}
+        metrics = validate(session, corpus.validation, objective) if due else {}
         session.record(loss, tokens, log=bool(due), **metrics)
         yield session.step
 
 
-def validate(session: Session, dataset: Dataset, objective: Objective) -> float:
-    """The mean loss over the first validation batches, of what the strategy would export now.
+def validate(session: Session, dataset: Dataset, objective: Objective) -> dict[str, float]:
+    """The mean over the first validation batches, of what the strategy would export now: ``validation_loss``, and so on.
 
-    Where all workers hold that, each takes its share of every batch; else each evaluates its own on all of it.
+    What is measured is the objective's to say, by its ``evaluate``. Where all workers hold the same model, each takes its
+    share of every batch; else each evaluates its own on all of it.
     """
     training, world = session.config.training, session.world
     batch_size = min(training.batch_size, len(dataset) - len(dataset) % world.size)
     if batch_size == 0:
-        return float("nan")
+        return {"validation_loss": float("nan")}
     batches = min(training.validation_batches, len(dataset) // batch_size)
     order = EpochOrder(len(dataset), training.seed, shuffle=False)
-    total = 0.0
+    totals: dict[str, float] = {}
     with session.evaluating() as module:
         for step in range(batches):
             indices = order.batch_indices(step, batch_size)
@@ -75,9 +77,11 @@ def validate(session: Session, dataset: Dataset, objective: Objective) -> float:
                 indices = share(indices, world.rank, world.size)
             inputs, targets = _to(session.device, dataset.batch(indices))
             with _autocast(session):
-                total += float(objective(module, inputs, targets))
-    row = torch.tensor([[total / batches]], dtype=torch.float64, device=session.device)
-    return float(session.strategy.agree(row))
+                measured = objective.evaluate(module, inputs, targets)
+            totals = {name: totals.get(name, 0.0) + float(value) for name, value in measured.items()}
+    row = torch.tensor([[total / batches for total in totals.values()]], dtype=torch.float64, device=session.device)
+    means = session.strategy.agree(row)[0].tolist()
+    return {f"validation_{name}": mean for name, mean in zip(totals, means, strict=True)}
 
 
 def _load(session: Session) -> Corpus:
@@ -94,7 +98,7 @@ def _load(session: Session) -> Corpus:
 
 def _build_model(session: Session, corpus: Corpus) -> nn.Module:
     try:
-        return session.config.model.build(corpus.vocabulary_size, session.config.data.sequence_length)
+        return session.config.model.build(corpus.task)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -102,7 +106,7 @@ def _build_model(session: Session, corpus: Corpus) -> nn.Module:
 def _announce(session: Session, corpus: Corpus) -> None:
     """Say once what was decided."""
     config, display, module = session.config, session.display, session.model.module
-    session.unit = corpus.unit
+    session.unit = display.unit = corpus.unit
     numel = sum(p.numel() for p in module.parameters())
     display.say(f"data      {corpus.description}")
     display.say(f"model     {config.model.name}, {numel:,} parameters")
@@ -110,7 +114,7 @@ def _announce(session: Session, corpus: Corpus) -> None:
     display.say(f"strategy  {config.strategy.name}, {workers} on {session.device.type}")
     rows = [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) for row in table(session.optimizer.inner)]
     display.table(GroupRow._fields, rows)
-    session.flops_per_token = config.model.flops_per_token(module, config.data.sequence_length)
+    session.flops_per_token = config.model.flops_per_token(module, corpus.task)
     session.peak_flops = PEAK_FLOPS.get(torch.cuda.get_device_name()) if session.device.type == "cuda" else None
 
 

@@ -354,6 +354,7 @@ class Session:
             "tokens": self._tokens,
             "final_loss": last.get("loss"),
             "validation_loss": last.get("validation_loss"),
+            **{name: value for name, value in last.items() if name.startswith("validation_")},
             "seconds": self._seconds(),
             "model": type(self.model.module).__name__,
             "optimizer": type(self.optimizer.inner).__name__,

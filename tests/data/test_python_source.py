@@ -33,7 +33,7 @@ def test_the_real_library_is_megabytes_on_both_sides():
     corpus = PythonSourceConfig().build(seed=0)
     assert len(corpus.train) > 30_000
     assert len(corpus.validation) > 500
-    assert (corpus.vocabulary_size, corpus.unit) == (256, "byte")
+    assert (corpus.task.vocabulary_size, corpus.unit) == (256, "byte")
 
 
 def test_another_process_reads_the_same_bytes():

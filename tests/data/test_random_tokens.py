@@ -45,7 +45,7 @@ def test_the_fingerprint_names_the_seed_and_the_settings():
 
 def test_the_corpus_describes_itself():
     corpus = CONFIG.build(seed=0)
-    assert (len(corpus.train), len(corpus.validation), corpus.vocabulary_size) == (100, 20, 50)
+    assert (len(corpus.train), len(corpus.validation), corpus.task.vocabulary_size) == (100, 20, 50)
     assert "ln(50) = 3.9120 nats" in corpus.description
 
 

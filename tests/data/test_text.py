@@ -181,9 +181,9 @@ def test_the_corpus_describes_itself(folder):
     tokenizer = save_bpe(folder / "tok.json")
     bytes_, tokens_ = build(paths=["one.txt"]), build(paths=["one.txt"], tokenizer="tok.json")
     assert bytes_.description == "1 file of 440 bytes in one.txt: 419 bytes to train on, 22 to validate on"
-    assert (bytes_.unit, bytes_.vocabulary_size) == ("byte", 256)
+    assert (bytes_.unit, bytes_.task.vocabulary_size) == ("byte", 256)
     assert tokens_.description.startswith("1 file of 440 bytes in one.txt, encoded by tok.json: ")
-    assert (tokens_.unit, tokens_.vocabulary_size) == ("token", tokenizer.get_vocab_size())
+    assert (tokens_.unit, tokens_.task.vocabulary_size) == ("token", tokenizer.get_vocab_size())
     assert tokens_.fingerprint != bytes_.fingerprint
 
 
@@ -285,5 +285,5 @@ def test_a_resolved_config_loads_again():
 
 
 def test_every_source_is_registered():
-    assert data_sources.names() == ["python_source", "random_tokens", "text"]
+    assert data_sources.names() == ["digits", "python_source", "random_tokens", "text"]
     assert data_sources.default in data_sources

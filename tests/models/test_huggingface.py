@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from disttrain.component import UserError
 from disttrain.models import HuggingFaceConfig
+from disttrain.task import ClassificationTask, TokenTask
 
 pytest.importorskip("transformers")
 
@@ -28,13 +29,13 @@ TOKENS = torch.arange(24).reshape(2, 12)
 @pytest.fixture
 def directory(tmp_path):
     """A tiny llama as transformers saves it."""
-    LLAMA.build(50, 16).save_pretrained(tmp_path)
+    LLAMA.build(TokenTask(50, 16)).save_pretrained(tmp_path)
     return tmp_path
 
 
 def test_a_llama_takes_the_datas_vocabulary_and_trains():
     torch.manual_seed(0)
-    module = LLAMA.build(vocabulary_size=50, sequence_length=16)
+    module = LLAMA.build(TokenTask(50, 16))
     assert module(TOKENS).shape == (2, 12, 50)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     losses = []
@@ -48,7 +49,7 @@ def test_a_llama_takes_the_datas_vocabulary_and_trains():
 
 
 def test_a_bert_is_made_causal():
-    module = HuggingFaceConfig(config={"model_type": "bert", **TINY}).build(50, 16).eval()
+    module = HuggingFaceConfig(config={"model_type": "bert", **TINY}).build(TokenTask(50, 16)).eval()
     changed = TOKENS.clone()
     changed[:, 6:] += 1
     assert torch.equal(module(TOKENS)[:, :6], module(changed)[:, :6])
@@ -58,14 +59,14 @@ def test_the_state_dict_is_that_of_transformers(directory):
     from transformers import AutoModelForCausalLM
 
     theirs = AutoModelForCausalLM.from_pretrained(directory)
-    assert LLAMA.build(50, 16).state_dict().keys() == theirs.state_dict().keys()
+    assert LLAMA.build(TokenTask(50, 16)).state_dict().keys() == theirs.state_dict().keys()
 
 
 def test_pretrained_weights_are_loaded_in_fp32_and_others_are_drawn(directory):
     saved = load_file(directory / "model.safetensors")
     save_file({name: weight.bfloat16() for name, weight in saved.items()}, directory / "model.safetensors", {"format": "pt"})
-    loaded = HuggingFaceConfig(path=str(directory), pretrained=True).build(50, 16).state_dict()
-    drawn = HuggingFaceConfig(path=str(directory)).build(50, 16).state_dict()
+    loaded = HuggingFaceConfig(path=str(directory), pretrained=True).build(TokenTask(50, 16)).state_dict()
+    drawn = HuggingFaceConfig(path=str(directory)).build(TokenTask(50, 16)).state_dict()
     for name, weight in saved.items():
         assert loaded[name].dtype == torch.float32
         assert torch.equal(loaded[name], weight.bfloat16().float())
@@ -77,14 +78,14 @@ def test_weights_that_are_missing_are_refused_not_drawn(directory):
     del saved["model.norm.weight"]
     save_file(saved, directory / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"1 weights are missing, such as model\.norm\.weight"):
-        HuggingFaceConfig(path=str(directory), pretrained=True).build(50, 16)
+        HuggingFaceConfig(path=str(directory), pretrained=True).build(TokenTask(50, 16))
 
 
 def test_pickled_weights_are_refused(directory):
     torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
     (directory / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"no file named model\.safetensors"):
-        HuggingFaceConfig(path=str(directory), pretrained=True).build(50, 16)
+        HuggingFaceConfig(path=str(directory), pretrained=True).build(TokenTask(50, 16))
 
 
 def test_code_beside_the_weights_is_not_run(directory):
@@ -93,7 +94,7 @@ def test_code_beside_the_weights_is_not_run(directory):
     config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.A", "AutoModelForCausalLM": "theirs.B"}}
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="contains custom code"):
-        HuggingFaceConfig(path=str(directory)).build(50, 16)
+        HuggingFaceConfig(path=str(directory)).build(TokenTask(50, 16))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_code_beside_the_weights_is_not_run(directory):
 )
 def test_a_description_that_does_not_fit_is_refused_with_the_reason(changes, message):
     with pytest.raises(UserError, match=message):
-        HuggingFaceConfig(config=LLAMA.config | changes).build(vocabulary_size=50, sequence_length=16)
+        HuggingFaceConfig(config=LLAMA.config | changes).build(TokenTask(50, 16))
 
 
 @pytest.mark.parametrize(
@@ -130,4 +131,9 @@ def test_sources_that_are_unclear_or_remote_are_refused(settings, message):
 def test_without_transformers_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"pip install 'disttrain\[hf\]'"):
-        LLAMA.build(50, 16)
+        LLAMA.build(TokenTask(50, 16))
+
+
+def test_samples_with_classes_are_refused():
+    with pytest.raises(UserError, match=r"model.name=huggingface reads tokens"):
+        LLAMA.build(ClassificationTask((1, 8, 8), 10))

@@ -9,6 +9,7 @@ from torch import nn
 
 from disttrain.component import UserError
 from disttrain.models import ImportedConfig
+from disttrain.task import ClassificationTask, TokenTask
 
 SOURCE = """
 from torch import nn
@@ -16,6 +17,11 @@ from torch import nn
 class Bigram(nn.Embedding):
     def __init__(self, vocabulary_size, width=None):
         super().__init__(vocabulary_size, width or vocabulary_size)
+
+def classifier(num_classes, input_shape, layers=1):
+    module = nn.Identity()
+    module.sizes = (input_shape, num_classes, layers)
+    return module
 
 def sized(sequence_length, vocabulary_size, layers=1):
     module = nn.Identity()
@@ -44,24 +50,35 @@ def _theirs(tmp_path, monkeypatch):
 
 
 def test_a_class_is_built_with_the_datas_vocabulary():
-    module = ImportedConfig(target="their_models:Bigram").build(vocabulary_size=11, sequence_length=5)
+    module = ImportedConfig(target="their_models:Bigram").build(TokenTask(11, 5))
     assert module(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, 11)
 
 
 def test_a_function_gets_the_sizes_it_names_and_the_arguments_given():
     config = ImportedConfig(target="their_models:sized", arguments={"layers": 3})
-    assert config.build(vocabulary_size=11, sequence_length=5).sizes == (11, 5, 3)
+    assert config.build(TokenTask(11, 5)).sizes == (11, 5, 3)
 
 
 def test_an_argument_outranks_the_datas_size():
     config = ImportedConfig(target="their_models:sized", arguments={"vocabulary_size": 99})
-    assert config.build(vocabulary_size=11, sequence_length=5).sizes == (99, 5, 1)
+    assert config.build(TokenTask(11, 5)).sizes == (99, 5, 1)
+
+
+def test_a_classifier_gets_the_shape_and_the_classes():
+    config = ImportedConfig(target="their_models:classifier", arguments={"layers": 2})
+    assert config.build(ClassificationTask((1, 8, 8), 10)).sizes == ((1, 8, 8), 10, 2)
+
+
+def test_a_target_that_needs_sizes_of_other_data_is_refused_with_those_there_are():
+    config = ImportedConfig(target="their_models:sized")
+    with pytest.raises(UserError, match=r"sized needs sequence_length, vocabulary_size, .* tells input_shape, num_classes only"):
+        config.build(ClassificationTask((1, 8, 8), 10))
 
 
 def test_sizes_that_are_not_named_are_not_passed():
-    assert ImportedConfig(target="their_models:anything").build(11, 5).settings == {}
+    assert ImportedConfig(target="their_models:anything").build(TokenTask(11, 5)).settings == {}
     assert isinstance(
-        ImportedConfig(target="torch.nn:Linear", arguments={"in_features": 1, "out_features": 2}).build(11, 5),
+        ImportedConfig(target="torch.nn:Linear", arguments={"in_features": 1, "out_features": 2}).build(TokenTask(11, 5)),
         nn.Linear,
     )
 
@@ -88,4 +105,4 @@ def test_mistakes_are_found_before_anything_is_built(target, arguments, message)
 
 def test_something_that_is_no_module_is_refused():
     with pytest.raises(UserError, match=r"their_models:a_number returned a int, not a torch\.nn\.Module"):
-        ImportedConfig(target="their_models:a_number").build(11, 5)
+        ImportedConfig(target="their_models:a_number").build(TokenTask(11, 5))

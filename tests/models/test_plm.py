@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from disttrain.models.plm import LatentAttention, PlmConfig, SquaredReLU
+from disttrain.task import TokenTask
 from tests.reference.mla import latent_attention
 
 QUICKSTART = PlmConfig(width=128, layers=4, heads=4)
@@ -23,7 +24,7 @@ QUICKSTART = PlmConfig(width=128, layers=4, heads=4)
 )
 def test_has_the_published_number_of_parameters(config, data_vocabulary, parameters):
     with torch.device("meta"):
-        module = config.build(data_vocabulary, sequence_length=128)
+        module = config.build(TokenTask(data_vocabulary, 128))
     assert sum(parameter.numel() for parameter in module.parameters()) == parameters
 
 
@@ -41,7 +42,7 @@ def test_the_number_of_parameters_follows_the_formula(config):
     d, h, r, dr = config.width, config.heads, config.kv_rank, config.rope_head
     dn, dv, ff = config.nope_head, config.value_head, config.feedforward
     per_layer = d * h * (dn + dr) + d * (r + dr) + r + r * h * (dn + dv) + h * dv * d + 2 * d * ff + 2 * d
-    module = config.build(vocabulary_size=2, sequence_length=4)
+    module = config.build(TokenTask(2, 4))
     total = config.vocabulary_size * d + config.layers * per_layer + d
     assert sum(parameter.numel() for parameter in module.parameters()) == total
 
@@ -50,7 +51,7 @@ def test_the_number_of_parameters_follows_the_formula(config):
 @given(odd_shaped_configs(), st.integers(0, 2**32))
 def test_latent_attention_equals_its_formulas_entry_by_entry(config, seed):
     torch.manual_seed(seed)
-    module = config.build(vocabulary_size=2, sequence_length=5).double()
+    module = config.build(TokenTask(2, 5)).double()
     torch.nn.init.normal_(module.blocks[0].attention.kv_norm.weight)
     for parameter in module.parameters():
         parameter.data.mul_(10)  # scores far from zero, so that the softmax is far from uniform
@@ -123,7 +124,7 @@ def test_the_feedforward_layer_is_a_squared_relu_between_two_matrices():
 
 
 def test_weights_are_drawn_with_deviation_two_hundredths_and_norms_are_one():
-    for name, parameter in QUICKSTART.build(256, 128).named_parameters():
+    for name, parameter in QUICKSTART.build(TokenTask(256, 128)).named_parameters():
         if parameter.ndim == 2:
             assert parameter.std().item() == pytest.approx(0.02, rel=0.05), name
         else:

@@ -26,6 +26,14 @@ def test_the_end_says_loss_speed_bytes_saved_and_waiting():
         assert words in text
 
 
+def test_samples_are_not_called_tokens_and_accuracy_is_shown():
+    line = progress_line(RECORD | {"validation_accuracy": 0.931}, 200, unit="sample")
+    assert "validation 1.5000  accuracy 93.1%  12,346 samples/s" in line
+    text = "\n".join(summary_lines(SUMMARY | {"validation_accuracy": 0.931}, "sample"))
+    for words in ("1,024,000 samples in", "nats per sample", "accuracy         93.1% in validation", "10,240 samples/s"):
+        assert words in text
+
+
 def test_a_gpus_unknown_waiting_is_not_made_up():
     assert "waiting" not in "\n".join(summary_lines(SUMMARY | {"exposed_seconds": None}, "token"))
 

@@ -134,10 +134,11 @@ def test_exported_weights_load_into_a_fresh_model(launched, tmp_path):
 
     from disttrain.config import load_config
     from disttrain.parameters import sha256_of
+    from disttrain.task import TokenTask
 
     config = write_config(tmp_path)
     summary = launched(1, train, config, tmp_path / "run")[0][1]
-    module = load_config(config).config.model.build(256, 32)
+    module = load_config(config).config.model.build(TokenTask(256, 32))
     safetensors.torch.load_model(module, tmp_path / "run" / "model.safetensors")
     assert sha256_of({name: p.detach() for name, p in module.named_parameters()}) == summary["weights_sha256"]
 
