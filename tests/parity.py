@@ -4,8 +4,8 @@
         parity(MyStrategyConfig().build)                    # bitwise, after every step, on 2, 4 and 5 workers
         parity(MyStrategyConfig().build, tolerance=1e-6)    # relative and per step, where an all-reduce sums in its own order
 
-Both sides get the same recorded gradients: what each process's backward computed, before any exchange. Free-running sides would amplify
-a last bit's difference within steps. Both worlds are in debug mode.
+Both sides get the same recorded gradients: what each process's backward computed, before any exchange. Free-running sides
+would amplify a last bit's difference within steps. Both worlds are in debug mode.
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ class Engine:
 
     def _clip(self, gradients: Tensor) -> Tensor:
         """The norms ``[R]`` of gradients ``[R, d]``, which are scaled in place; torch's formula, row by row."""
-        by_unit = [torch.linalg.vector_norm(unit.of(gradients).flatten(1), dim=1) for unit in self.replicas.layout.units]
-        norms = torch.linalg.vector_norm(torch.stack(by_unit, dim=1), dim=1)
+        by_unit = [torch.linalg.vector_norm(unit.of(gradients).flatten(1), dim=1) for unit in self.optimizer.units]
+        norms: Tensor = torch.linalg.vector_norm(torch.stack(by_unit, dim=1), dim=1)
         if self._clip_norm is not None:
             gradients *= (self._clip_norm / (norms + CLIPPING_EPSILON)).clamp(max=1.0)[:, None]
         return norms

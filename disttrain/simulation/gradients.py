@@ -78,13 +78,13 @@ class WorkerGradients:
         self._generators: list[Tensor] = []
         self.method: Method = "loop"
 
-    def __call__(self, inputs: Tensor, targets: Tensor, share: float = 1.0, accumulate: bool = False) -> Tensor:
+    def __call__(self, inputs: Tensor, targets: Tensor, passes: int = 1, accumulate: bool = False) -> Tensor:
         """Every worker's mean loss ``[N]``; its gradient goes into its row of ``replicas.g``.
 
         Args:
             inputs: ``[N, b, ...]``.
             targets: ``[N, b, ...]``.
-            share: losses are multiplied by it.
+            passes: losses are divided by it, where gradients are accumulated over so many.
             accumulate: add to the gradients that are there.
         """
         if not accumulate:
@@ -93,7 +93,7 @@ class WorkerGradients:
         parts = []
         for start in range(0, len(inputs), self._chunk):
             rows = slice(start, min(start + self._chunk, len(inputs)))
-            parts.append(step(rows, inputs[rows], targets[rows], share))
+            parts.append(step(rows, inputs[rows], targets[rows], passes))
         losses: Tensor = torch.cat(parts)
         return losses
 
@@ -119,35 +119,35 @@ class WorkerGradients:
 
     # --- the three methods -------------------------------------------------------------------------------------------
 
-    def _loop(self, rows: slice, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
+    def _loop(self, rows: slice, inputs: Tensor, targets: Tensor, passes: int) -> Tensor:
         losses = []
         for offset, worker in enumerate(range(rows.start, rows.stop)):
             with self._own_generator(worker):
                 with self._autocast():
-                    loss = self._objective(self._replicas.modules[worker], inputs[offset], targets[offset]) * share
+                    loss = self._objective(self._replicas.modules[worker], inputs[offset], targets[offset]) / passes
                 loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return torch.stack(losses)
 
-    def _chunk_by_vmap(self, rows: slice, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
+    def _chunk_by_vmap(self, rows: slice, inputs: Tensor, targets: Tensor, passes: int) -> Tensor:
         def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
             with self._autocast():
                 value: Tensor = functional_call(self._loss, _in_module(parameters | buffers), (inputs, targets))
-            return value * share
+            return value / passes
 
         gradients, losses = vmap(grad_and_value(loss))(self._parameters(rows), self._buffers(rows), inputs, targets)
         self._add(rows, gradients)
         own_losses: Tensor = losses
         return own_losses
 
-    def _chunk_by_forward(self, rows: slice, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
+    def _chunk_by_forward(self, rows: slice, inputs: Tensor, targets: Tensor, passes: int) -> Tensor:
         def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
             value: Tensor = functional_call(self._loss, _in_module(parameters | buffers), (inputs, targets))
             return value
 
         parameters = {name: p.detach().requires_grad_() for name, p in self._parameters(rows).items()}
         with self._autocast():
-            losses = vmap(loss)(parameters, self._buffers(rows), inputs, targets) * share
+            losses = vmap(loss)(parameters, self._buffers(rows), inputs, targets) / passes
         gradients = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True, materialize_grads=True)
         self._add(rows, dict(zip(parameters, gradients, strict=True)))
         return losses.detach()

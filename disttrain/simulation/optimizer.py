@@ -33,6 +33,7 @@ class RowOptimizer:
     Attributes:
         updates: int64 ``[N]``, how often each worker has moved.
         seconds: spent in steps.
+        units: the parameters in the order of the optimizer's groups, in which torch adds up their norms.
         first: an optimizer whose groups show what the first worker's show.
     """
 
@@ -45,6 +46,9 @@ class RowOptimizer:
         self._replicas, self._build, self._multiplier = replicas, build, multiplier
         self.updates, self.seconds = torch.zeros(len(replicas), dtype=torch.int64), 0.0
         optimizer = build(replicas.template)
+        by_name = {unit.name: unit for unit in replicas.layout.units}
+        names = {id(p): name for name, p in replicas.template.named_parameters()}
+        self.units = [by_name[names[id(p)]] for group in optimizer.param_groups for p in group["params"]]
         self._peaks = [group["lr"] for group in optimizer.param_groups]
         self._stacked: Optimizer | None = self._stack(optimizer) if _is_elementwise(optimizer) else None
         self._single: list[Optimizer] = [] if self._stacked else [build(module) for module in replicas.modules]
