@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from disttrain.component import ComponentConfig, Registry
-from disttrain.task import Task, TokenTask
+from disttrain.task import Task
 
 Tokens: TypeAlias = NDArray[np.unsignedinteger[Any]]
 Unit: TypeAlias = Literal["byte", "token", "sample"]
@@ -144,22 +144,6 @@ class Corpus:
     unit: Unit
     description: str
     fingerprint: str
-
-
-def corpus_of(train: Tokens, validation: Tokens, *, task: TokenTask, unit: Unit, description: str) -> Corpus:
-    """The corpus of two flat arrays of tokens ``[n]``; their sizes are added to ``description``.
-
-    Raises:
-        ValueError: if one of them is too short for a sequence.
-    """
-    return Corpus(
-        train=TokenDataset(train, task.sequence_length, "the training data"),
-        validation=TokenDataset(validation, task.sequence_length, "the validation data"),
-        task=task,
-        unit=unit,
-        description=f"{description}: {train.size:,} {unit}s to train on, {validation.size:,} to validate on",
-        fingerprint=fingerprint(train, validation),
-    )
 
 
 def fingerprint(*arrays: NDArray[Any]) -> str:

@@ -2,6 +2,8 @@
 
 It needs no download and it is real text, which makes it the default. Other versions of Python have other sources: the
 corpus's fingerprint tells, so workers should compare theirs before they start.
+
+Its sources, by which a partition can divide it, are what one imports: a package such as asyncio, or a file such as ast.py.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from disttrain.data.base import Corpus, TokenDataConfig, corpus_of, data_sources
+from disttrain.data.base import Corpus, TokenDataConfig, data_sources
 from disttrain.data.documents import Document, find_documents, split_documents
 from disttrain.data.encoders import ByteEncoder, encode_documents
+from disttrain.data.token_corpus import corpus_of
 from disttrain.quantities import Size
 from disttrain.task import TokenTask
 
