@@ -45,6 +45,7 @@ def server() -> ForkServerContext:
             "disttrain.strategies.attach",
             "disttrain.worker",
             "disttrain.training.loop",
+            "sklearn.datasets",
         ]
     )
     return context

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -157,6 +157,11 @@ def fingerprint(*arrays: NDArray[Any]) -> str:
 
 class DataConfig(ComponentConfig):
     """Base of all data sources' configs."""
+
+    has_labels: ClassVar[bool] = False
+    """Whether its training samples have classes, by which a partition can divide them."""
+    has_sources: ClassVar[bool] = False
+    """Whether its training samples tell where they come from."""
 
     def check(self) -> None:
         """Raise ValueError for what is wrong and can be seen without loading, such as a missing file."""

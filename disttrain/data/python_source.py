@@ -12,7 +12,7 @@ import platform
 import sysconfig
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,7 @@ class PythonSourceConfig(TokenDataConfig):
     """The source code of Python's standard library, as bytes; whole files are kept apart for validation."""
 
     name: Literal["python_source"] = "python_source"
+    has_sources: ClassVar[bool] = True
 
     validation_ratio: float = Field(0.05, gt=0, lt=1)
     """Share of the files to validate on, chosen by a hash of their names."""

@@ -7,7 +7,7 @@ partition can divide it, are the folders and files directly below each of the pa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,7 @@ class TextConfig(TokenDataConfig):
     """Files and folders of text; relative paths start at the working directory."""
 
     name: Literal["text"] = "text"
+    has_sources: ClassVar[bool] = True
 
     paths: list[str] = Field(min_length=1)
     """Files, and folders to search; hidden files and folders below these are left out."""
