@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from disttrain.component import UserError
-from disttrain.config import load_config, show
+from disttrain.config import LoadedConfig, load_config, show
 from disttrain.launch.shutdown import USERS_MISTAKE
+from disttrain.recording.folder import RunFolder, unused_directory
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = parsed.command(parsed)
     except UserError as error:
         print(f"disttrain: {error}", file=sys.stderr)
+        code = USERS_MISTAKE
+    except _Told:
         code = USERS_MISTAKE
     except KeyboardInterrupt:
         code = 130
@@ -39,6 +43,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes to start (default 1)")
     train.add_argument("--max-restarts", type=_natural, default=0, metavar="N", help="restarts after failures (default 0)")
     _add_config(train, _train)
+    simulate = commands.add_parser(
+        "simulate", help="train many workers in this process", description=_simulate.__doc__, allow_abbrev=False
+    )
+    simulate.add_argument("--workers", type=_positive, required=True, metavar="N", help="workers to simulate")
+    simulate.add_argument("--chunk", type=_positive, metavar="N", help="workers whose gradients are computed at a time")
+    simulate.add_argument(
+        "--gradients",
+        choices=("vmap", "forward", "loop"),
+        help="how gradients are computed (default: the fastest in a short trial)",
+    )
+    _add_config(simulate, _simulate)
     config = commands.add_parser("config", help="look at a config").add_subparsers(required=True, metavar="COMMAND")
     show_parser = config.add_parser("show", help="the resolved config", description=_show.__doc__, allow_abbrev=False)
     _add_config(show_parser, _show)
@@ -54,23 +69,54 @@ def _add_config(parser: argparse.ArgumentParser, command: object) -> None:
 def _train(parsed: argparse.Namespace) -> int:
     """Train the config's model over N worker processes of this host; for several hosts start torchrun on each of them."""
     from disttrain.launch.agent import train  # seconds of imports that a mistake in the config should not wait for
-    from disttrain.recording.folder import RunFolder, unused_directory
 
     loaded = load_config(parsed.config, parsed.overrides)
-    config = loaded.config
-    config.check_world(parsed.workers)
-    config.check_data()
-    overrides = list(parsed.overrides)
-    if config.run.directory is None:
-        folder, new = RunFolder(unused_directory(str(config.run.name))), True
-        overrides.append(f"run.directory={folder.path}")
-    else:
-        folder, new = RunFolder(Path(config.run.directory)), not Path(config.run.directory).exists()
-    folder.claim(resume=config.training.resume == "auto")
-    code = train(parsed.config, overrides, folder.path, parsed.workers, parsed.max_restarts)
-    if code == USERS_MISTAKE and new:
-        shutil.rmtree(folder.path, ignore_errors=True)  # a mistake leaves nothing behind
+    loaded.config.check_world(parsed.workers)
+    loaded.config.check_data()
+    with _claimed_folder(loaded) as folder:
+        new = [f"run.directory={folder.path}"] if loaded.config.run.directory is None else []
+        code = train(parsed.config, [*parsed.overrides, *new], folder.path, parsed.workers, parsed.max_restarts)
+        if code == USERS_MISTAKE:
+            raise _Told
     return code
+
+
+def _simulate(parsed: argparse.Namespace) -> int:
+    """Train N workers in this process, as rows of tensors: the same config, data, strategy and result as N processes."""
+    from disttrain.launch.shutdown import DONE, STOPPED, StopRequest
+    from disttrain.simulation.run import SimulateOptions, Simulation, check
+
+    loaded = load_config(parsed.config, parsed.overrides)
+    options = SimulateOptions(parsed.workers, parsed.chunk, parsed.gradients)
+    check(loaded, options)
+    for notice in loaded.notices:
+        print(f"note: {notice}")
+    stop_request = StopRequest()
+    stop_request.listen()
+    with _claimed_folder(loaded) as folder:
+        simulation = Simulation(loaded, options, folder, stop_request)
+        simulation.announce()
+        simulation.run()
+    return DONE if simulation.completed else STOPPED
+
+
+class _Told(Exception):
+    """The user's mistake, which has been reported already."""
+
+
+@contextmanager
+def _claimed_folder(loaded: LoadedConfig) -> Iterator[RunFolder]:
+    """The folder that the config names, or a new one; a mistake found inside leaves nothing of a new one behind."""
+    directory = loaded.config.run.directory
+    new = directory is None or not Path(directory).exists()
+    folder = RunFolder(unused_directory(str(loaded.config.run.name)) if directory is None else Path(directory))
+    folder.claim(resume=loaded.config.training.resume == "auto")
+    try:
+        yield folder
+    except (UserError, _Told):
+        if new:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
 
 
 def _show(parsed: argparse.Namespace) -> int:

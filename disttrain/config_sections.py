@@ -119,6 +119,8 @@ class LaunchConfig(Config):
     """CPU threads per worker; null: the machine's cores, divided among its workers."""
     timeout: Duration = Field(300.0, gt=0)
     """How long one exchange may wait for other workers."""
+    debug: bool = False
+    """Check in every exchange that all workers call the same, and that strategies obey the rules of lanes; slower."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
 

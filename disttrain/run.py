@@ -41,7 +41,7 @@ def start_session(loaded: LoadedConfig, info: RankInfo, stop_request: StopReques
     launch = config.launch
     start_cpu(launch.threads, info.local_world_size)
     device = choose_device(launch.device, info.local_rank, info.local_world_size)
-    world = start_world(info, device, launch.backend, launch.interface, launch.timeout)
+    world = start_world(info, device, launch.backend, launch.interface, launch.timeout, launch.debug)
     directory = Path(config.run.directory or "")
     if config.run.directory is None and info.rank == 0:
         directory = unused_directory(str(config.run.name))

@@ -10,4 +10,4 @@ settings.load_profile("disttrain")
 torch.set_num_threads(1)
 avoid_broken_amx()
 
-pytest_plugins = ["tests.kit"]
+pytest_plugins = ["tests.kit", "tests.parity"]

@@ -8,6 +8,7 @@ KNOW_TORCH_DISTRIBUTED = ("worlds/", "launch/", "strategies/attach.py")
 ORDER = [  # from the top to the bottom; a room imports from its own and lower lines only
     {"cli", "worker"},
     {"run"},
+    {"simulation"},
     {"training"},
     {"config"},
     {"strategies"},

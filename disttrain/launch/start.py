@@ -39,14 +39,19 @@ def choose_device(device: str, local_rank: int, local_world_size: int) -> torch.
     return torch.device("cuda", local_rank)
 
 
-def start_world(info: RankInfo, device: torch.device, backend: str, interface: str | None, timeout_seconds: float) -> TorchWorld:
+def start_world(
+    info: RankInfo, device: torch.device, backend: str, interface: str | None, timeout_seconds: float, debug: bool = False
+) -> TorchWorld:
     """Meet the other workers; a process group that exists already (Ray Train, a user's own script) is taken as it is.
+
+    With ``debug``, the world checks what strategies do with it.
 
     Raises:
         UserError: if the interface does not exist, or the backend cannot serve the device.
     """
+    timeout = timedelta(seconds=timeout_seconds)
     if dist.is_initialized():
-        return TorchWorld()
+        return TorchWorld(timeout=timeout, debug=debug)
     backend = {"auto": "nccl" if device.type == "cuda" else "gloo"}.get(backend, backend)
     if backend == "nccl" and device.type != "cuda":
         raise UserError(f"launch.backend=nccl needs a GPU for every worker, and this one is on {device}: use gloo")
@@ -58,9 +63,9 @@ def start_world(info: RankInfo, device: torch.device, backend: str, interface: s
         store=alone,
         rank=info.rank if alone else -1,
         world_size=info.world_size if alone else -1,
-        timeout=timedelta(seconds=timeout_seconds),
+        timeout=timeout,
     )
-    return TorchWorld()
+    return TorchWorld(timeout=timeout, debug=debug)
 
 
 def _use_interface(interface: str) -> None:

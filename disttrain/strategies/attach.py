@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from disttrain.parameters import FlatParameters, sha256_of
+from disttrain.parameters import FlatParameters, Unit, sha256_of
 from disttrain.strategies.base import Strategy
 from disttrain.worlds.torch_world import TorchWorld
 
@@ -237,6 +237,8 @@ def _ddp(module: nn.Module, strategy: Strategy, world: TorchWorld) -> Distribute
 class _Hook:
     """DDP's communication hook: called in backward with each bucket of gradients, in the same order on every worker.
 
+    What it starts, torch's all-reduce or a job on the strategy's lane, goes on while backward computes the next bucket.
+
     Exposed communication is the time from the last bucket's call, when this worker has nothing left to compute, to the moment
     at which the last mean has arrived.
     """
@@ -249,35 +251,34 @@ class _Hook:
 
     # DDP insists on the name `bucket`, and keys nothing by its index: buckets are rebuilt after the first backward.
     def reduce(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
-        if self._strategy.reducer is None:
-            return self._reduce_units(bucket)
         self._last_called = time.perf_counter() if bucket.is_last() else None
         self._exposed = 0.0
-        return self._start_dense(bucket).then(self._land)
+        return self._start(bucket).then(self._land)
 
     def _land(self, future: torch.futures.Future[Tensor]) -> Tensor:
         if self._last_called is not None:  # counted up to here already: what earlier buckets were late by
             waited = time.perf_counter() - self._last_called
-            self._world.traffic.exposed_seconds += waited - self._exposed
+            self._world.traffic.expose(waited - self._exposed)
             self._exposed = waited
         return future.value()
 
-    def _start_dense(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        """A mean is elementwise: take the whole bucket, and torch's own asynchrony."""
-        assert self._strategy.reducer is not None
-        buffer = bucket.buffer()
-        dtype = self._strategy.reducer.dtype or buffer.dtype
-        if dtype == buffer.dtype:
-            return self._world.start_mean_(buffer)
-        return self._world.start_mean_(buffer.to(dtype)).then(lambda mean: buffer.copy_(mean.value()))
+    def _start(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        strategy, buffer = self._strategy, bucket.buffer()
+        if strategy.gradients is None:
+            return self._world.start_mean_(buffer)  # torch's own asynchrony
+        if strategy.reducer is not None:  # elementwise: the bucket as a whole
+            return strategy.gradients.start(self._reduce_whole, buffer).as_torch_future()
+        units = [self._units[id(parameter)] for parameter in bucket.parameters()]
+        return strategy.gradients.start(self._reduce_units, units, bucket.gradients()).as_torch_future()
 
-    def _reduce_units(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
-            reduced = self._strategy.reduce(self._units[id(parameter)], gradient.reshape(1, -1))
-            gradient.copy_(reduced.view_as(gradient))
-        future: torch.futures.Future[Tensor] = torch.futures.Future()
-        future.set_result(bucket.buffer())  # the world has counted what the primitives waited
-        return future
+    def _reduce_whole(self, buffer: Tensor) -> Tensor:
+        assert self._strategy.reducer is not None
+        assert self._strategy.gradients is not None
+        return self._strategy.reducer.reduce(self._strategy.gradients, buffer[None])[0]
+
+    def _reduce_units(self, units: list[Unit], gradients: list[Tensor]) -> Tensor:
+        parts = [self._strategy.reduce(unit, g.reshape(1, -1)) for unit, g in zip(units, gradients, strict=True)]
+        return torch.cat(parts, dim=1)[0]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from disttrain.component import ComponentConfig, Registry
-from disttrain.compression.reduce import Dense
+from disttrain.compression.reduce import Dense, Reducer
 from disttrain.parameters import Layout, Unit
 from disttrain.worlds.world import World
 
@@ -24,8 +24,8 @@ class Strategy:
     optimizer's step and ``after_step``; and ``finish`` at the end.
     """
 
-    reducer: Dense | None = None
-    """How gradients are averaged; None if they are not. A driver may overlap a dense mean, whole buckets at a time."""
+    reducer: Reducer | None = None
+    """How gradients are averaged; None if they are not, or if ``reduce`` is the strategy's own."""
     replicated: bool = False
     """Whether parameters and optimizer state are equal on all workers after every step."""
     lockstep: bool = False
@@ -38,10 +38,15 @@ class Strategy:
     def begin(self, x: Tensor, layout: Layout, world: World) -> None:
         """Start from the live parameters ``x [L, d]``, equal on all workers."""
         self.x, self.layout, self.world = x, layout, world
+        # A dense mean goes through torch's own asynchrony: a lane would cost a group and a thread.
+        self.gradients = world.lane("gradients") if self.reduces_gradients and self.reducer != Dense() else None
 
     def reduce(self, unit: Unit, g: Tensor) -> Tensor:
-        """Turn one parameter's own gradients ``[L, d_unit]`` into what the optimizer sees: ``[L, d_unit]`` or ``[1, d_unit]``."""
-        return g if self.reducer is None else self.reducer.reduce(self.world, g)
+        """Turn one parameter's own gradients ``[L, d_unit]`` into what the optimizer sees: ``[L, d_unit]`` or ``[1, d_unit]``.
+
+        It runs on the lane ``self.gradients``, during backward.
+        """
+        return g if self.reducer is None else self.reducer.reduce(self.gradients or self.world, g)
 
     def before_step(self) -> bool:
         """Land what is due before the optimizer's step. False: every worker skips this step."""

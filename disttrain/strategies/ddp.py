@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from disttrain.compression.reduce import Dense
+from disttrain.compression.reduce import Dense, Reducer, TwoPhaseCast
 from disttrain.strategies.base import Strategy, StrategyConfig, strategies
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,15 +37,15 @@ class DDPConfig(GradientConfig):
 
 @strategies.register
 class DDPCastConfig(GradientConfig):
-    """All-reduce of the gradients rounded to 16 bits: half the bytes, on gloo and nccl."""
+    """The mean of the gradients rounded to 16 bits: half the bytes, on gloo and nccl."""
 
     name: Literal["ddp_cast"] = "ddp_cast"
     dtype: Literal["bf16", "fp16"] = "bf16"
-    """What is sent and summed. fp16 has three bits more precision, but gradients beyond 65,504 overflow (the step is skipped)."""
+    """What is sent; sums are fp32. fp16 has three bits more precision, but beyond 65,504 it overflows (the step is skipped)."""
 
     def build(self) -> DDP:
         """A strategy that averages gradients in 16 bits."""
-        return DDP(Dense(DTYPES[self.dtype]), self.find_unused_parameters)
+        return DDP(TwoPhaseCast(DTYPES[self.dtype]), self.find_unused_parameters)
 
 
 class DDP(Strategy):
@@ -53,7 +53,7 @@ class DDP(Strategy):
 
     replicated = lockstep = True
 
-    def __init__(self, reducer: Dense, find_unused_parameters: bool = False) -> None:
+    def __init__(self, reducer: Reducer, find_unused_parameters: bool = False) -> None:
         self.reducer, self.find_unused_parameters = reducer, find_unused_parameters
 
     def agree(self, values: Tensor) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from disttrain.component import UserError
@@ -17,27 +17,34 @@ from disttrain.worlds.world import World
 RECALIBRATION_BATCHES = 32
 
 
+@torch.no_grad()
 def settle_buffers(
-    policy: Literal["local", "average", "recalibrate"], module: nn.Module, world: World, batches: Iterator[Any] | None
+    policy: Literal["local", "average", "recalibrate"],
+    module: nn.Module,
+    rows: Mapping[str, Tensor],
+    world: World,
+    batches: Iterator[Any] | None,
 ) -> None:
-    """Apply a policy to the final module; ``local`` leaves each worker's as they are.
+    """Give the final module its buffers.
+
+    Args:
+        policy: ``local`` leaves each process's module its first worker's; see ``StrategyConfig.buffers``.
+        module: holds the final parameters.
+        rows: the buffers, by name, of the workers that live here, ``[L, ...]``.
+        world: all workers.
+        batches: training inputs, for ``recalibrate``.
 
     Raises:
         UserError: if ``recalibrate`` is asked for without batches.
     """
-    if policy == "average":
-        _average(module, world)
-    elif policy == "recalibrate":
+    for name, buffer in module.named_buffers():
+        average = policy == "average" and buffer.is_floating_point()  # a mean of counters or masks means nothing
+        own = rows[name].reshape(len(rows[name]), -1)
+        buffer.copy_((world.mean(own) if average else own)[0].view_as(buffer))
+    if policy == "recalibrate":
         if batches is None:
             raise UserError("strategy.buffers=recalibrate needs training inputs: call finish(batches=...)")
         _recalibrate(module, batches)
-
-
-@torch.no_grad()
-def _average(module: nn.Module, world: World) -> None:
-    for buffer in module.buffers():
-        if buffer.is_floating_point():  # a mean of counters or masks means nothing
-            buffer.copy_(world.mean(buffer.reshape(1, -1)).view_as(buffer))
 
 
 @torch.no_grad()

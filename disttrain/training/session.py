@@ -255,7 +255,8 @@ class Session:
             result = self.strategy.finish()
             if result.data_ptr() != self.strategy.x.data_ptr():
                 self.strategy.x.copy_(result)
-            settle_buffers(self.config.strategy.buffers, module, self.world, batches)
+            own = {name: buffer[None] for name, buffer in module.named_buffers()}
+            settle_buffers(self.config.strategy.buffers, module, own, self.world, batches)
         return module
 
     def close(self, **metrics: float) -> dict[str, Any]:
@@ -371,7 +372,7 @@ class Session:
             "wire_bytes": traffic.wire_bytes,
             "ddp_wire_bytes": self.step * all_reduce_wire_bytes(gradient_bytes, self.world.size),
             "exposed_seconds": self._exposed(),
-            "peak_memory_bytes": _peak_memory_bytes(self.device),
+            "peak_memory_bytes": peak_memory_bytes(self.device),
             "weights_sha256": weights_sha256,
         }
 
@@ -390,7 +391,8 @@ class Session:
         self.display.say(f"warning: {text}")
 
 
-def _peak_memory_bytes(device: torch.device) -> int:
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory that this process, or on a GPU torch, has had so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     kilobytes = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there

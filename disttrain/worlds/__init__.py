@@ -1,7 +1,9 @@
 """The workers that train together, and every byte between them."""
 
+from disttrain.worlds.in_flight import InFlight, LaneError
+from disttrain.worlds.stacked_world import StackedWorld
 from disttrain.worlds.torch_world import TorchWorld
 from disttrain.worlds.traffic import Traffic
-from disttrain.worlds.world import World
+from disttrain.worlds.world import Lane, MixingRound, World
 
-__all__ = ["TorchWorld", "Traffic", "World"]
+__all__ = ["InFlight", "Lane", "LaneError", "MixingRound", "StackedWorld", "TorchWorld", "Traffic", "World"]

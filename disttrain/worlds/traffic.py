@@ -6,7 +6,10 @@ TCP/IP and of the backend's messages are not in the formulas; a test holds them 
 
 from __future__ import annotations
 
+import threading
 from dataclasses import asdict, dataclass
+
+_COUNTING = threading.Lock()  # a worker's lanes count into the same totals
 
 
 @dataclass
@@ -24,9 +27,15 @@ class Traffic:
 
     def add(self, payload_bytes: int, wire_bytes: int) -> None:
         """Count one primitive."""
-        self.payload_bytes += payload_bytes
-        self.wire_bytes += wire_bytes
-        self.collectives += 1
+        with _COUNTING:
+            self.payload_bytes += payload_bytes
+            self.wire_bytes += wire_bytes
+            self.collectives += 1
+
+    def expose(self, seconds: float) -> None:
+        """Count time spent waiting."""
+        with _COUNTING:
+            self.exposed_seconds += seconds
 
     def state(self) -> dict[str, float]:
         """The totals, for a checkpoint."""
@@ -48,6 +57,16 @@ def all_reduce_wire_bytes(payload_bytes: int, world_size: int) -> int:
 def all_gather_wire_bytes(payload_bytes: int, world_size: int) -> int:
     """Sent per worker by a ring all-gather: every payload but the neighbour's own passes once."""
     return payload_bytes * (world_size - 1)
+
+
+def transpose_wire_bytes(payload_bytes: int, world_size: int) -> int:
+    """Sent per worker by an all-to-all: all of the payload but the worker's own part."""
+    return round(payload_bytes * (world_size - 1) / world_size)
+
+
+def exchange_wire_bytes(payload_bytes: int, num_receivers: int) -> int:
+    """Sent by a worker that ``num_receivers`` others hear from: the payload to each."""
+    return payload_bytes * num_receivers
 
 
 def broadcast_wire_bytes(payload_bytes: int, rank: int, world_size: int) -> int:

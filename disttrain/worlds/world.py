@@ -2,15 +2,42 @@
 
 Leading axes are workers that live in this process: one under torchrun, all of them in a simulator. A result that is equal
 for all workers has a leading axis of 1, which broadcasts against ``[L, ...]``.
+
+An algorithm is blocking, ordered code; whether it runs while training goes on is a property of the lane that runs it. A job
+started on a lane obeys two rules, which are what makes rows and processes equal:
+
+- its arguments are *lent* until its result is taken: nobody writes to them;
+- its result is *fresh*: no tensor that lives on shares its memory, for it may be read while later jobs run.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from disttrain.worlds.in_flight import InFlight
 from disttrain.worlds.traffic import Traffic
+
+
+@dataclass(frozen=True, eq=False)
+class MixingRound:
+    """Who hears from whom in one exchange.
+
+    Attributes:
+        senders: int64 ``[size, k]``: worker i receives from ``senders[i]``; from itself (which costs nothing) where it
+            has fewer than k peers.
+    """
+
+    senders: Tensor
+
+    def receivers(self, worker: int) -> list[int]:
+        """The other workers that hear from ``worker``, in order."""
+        hears = (self.senders == worker).any(1)
+        hears[worker] = False
+        return [int(each) for each in hears.nonzero()]
 
 
 class World(Protocol):
@@ -19,7 +46,7 @@ class World(Protocol):
     size: int
     """Workers of this world."""
     ids: Tensor
-    """int64 ``[L]``: the workers that live in this process."""
+    """int64 ``[L]``: the workers that live in this process, by their number in the whole run."""
     traffic: Traffic
     """What one worker has handed over and sent so far."""
 
@@ -29,5 +56,30 @@ class World(Protocol):
     def gather(self, x: Tensor) -> Tensor:
         """Everybody's rows, in worker order: ``[L, b]`` to ``[1, size, b]``."""
 
+    def transpose(self, x: Tensor) -> Tensor:
+        """All-to-all: ``[L, size, b]`` to ``[L, size, b]``, where a worker's row r is what worker r had for it."""
+
+    def exchange(self, x: Tensor, round: MixingRound) -> Tensor:
+        """What a worker's k peers of this round sent: ``[L, b]`` to ``[L, k, b]``."""
+
     def broadcast(self, x: Tensor) -> Tensor:
         """Worker 0's row: ``[L, d]`` to ``[1, d]``."""
+
+    def lane(self, name: str, ranks: Sequence[int] | None = None) -> Lane:
+        """A way for messages of its own, past all others; to be called by every worker, in the same order.
+
+        Args:
+            name: for error messages.
+            ranks: the members, numbered within this world, in any order (the lane's is ascending); None: all. Where none of
+                them lives, L is 0.
+        """
+
+
+class Lane(World, Protocol):
+    """A world whose jobs run in the order of their submission, while the caller goes on."""
+
+    rows: Tensor
+    """int64 ``[L]``: which rows of this process's workers belong to this lane."""
+
+    def start(self, job: Callable[..., Any], *arguments: Any) -> InFlight:
+        """Run ``job(*arguments)`` on this lane; its primitives are those of this lane, and block only each other."""

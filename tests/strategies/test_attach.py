@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from disttrain.compression.reduce import Dense
+from disttrain.compression.reduce import Dense, TwoPhaseCast
 from disttrain.strategies import DDP, Strategy
 from disttrain.strategies.attach import StrategyOptimizer, attach, parameters_as
 
@@ -84,7 +84,7 @@ def test_a_strategy_that_reduces_by_parameter_sees_each_parameter(workers):
 
 
 def cast(world, dtype):
-    return trained_by_us(world, 1, DDP(Dense(dtype))), trained_by_us(world, 1), world.traffic
+    return trained_by_us(world, 1, DDP(TwoPhaseCast(dtype))), trained_by_us(world, 1), world.traffic
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -96,7 +96,7 @@ def test_casting_halves_the_bytes_and_keeps_replicas_equal(workers, dtype):
         assert torch.allclose(rounded, exact, atol=0.05)
     numel = flat(small_model()).numel()
     start = 2 * 32  # both runs compare their first weights by a digest
-    assert results[0][2].payload_bytes == STEPS * numel * (2 + 4) + start
+    assert results[0][2].wire_bytes == pytest.approx(STEPS * numel * (2 + 4) + start, abs=STEPS * 2)  # an odd d is padded
 
 
 def counted_locally(world):

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disttrain.worlds import MixingRound
 from disttrain.worlds.traffic import Traffic, broadcast_wire_bytes
 
 
@@ -35,22 +36,34 @@ def interface_bytes():
         return int(file.read())
 
 
+def call(world, primitive, numel):
+    x = torch.ones(1, numel)
+    if primitive == "transpose":
+        return world.transpose(x.view(1, world.size, -1))
+    if primitive == "exchange":
+        return world.exchange(x, one_way_ring(world.size))
+    return getattr(world, primitive)(x)
+
+
+def one_way_ring(size):
+    return MixingRound(torch.arange(size)[:, None].roll(1, 0))
+
+
 def sent(world, primitive, numel):
-    x = torch.randn(1, numel)
-    getattr(world, primitive)(torch.zeros(1, 8))  # connections are made
+    call(world, primitive, 12)  # connections are made
     world.gather(torch.zeros(1, 1))
     before, counted = interface_bytes(), world.traffic.wire_bytes
     for _ in range(8):
-        getattr(world, primitive)(x)
+        call(world, primitive, numel)
     counted = world.traffic.wire_bytes - counted
     world.gather(torch.zeros(1, 1))  # all have sent everything
     return interface_bytes() - before, counted
 
 
-@pytest.mark.parametrize("primitive", ["mean", "gather", "broadcast"])
+@pytest.mark.parametrize("primitive", ["mean", "gather", "transpose", "exchange", "broadcast"])
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_wire_bytes_are_what_the_interface_sent(workers, primitive, size):
-    results = workers(size, sent, primitive, 500_000)
+    results = workers(size, sent, primitive, 600_000)
     measured, counted = max(total for total, _ in results), sum(own for _, own in results)
     assert counted == pytest.approx(measured, rel=0.03)
 

@@ -1,0 +1,235 @@
+"""Every worker's gradient of its own loss on its own batch: at once where torch can, one by one where it cannot.
+
+``vmap``     ``vmap(grad(loss))``: one call for a chunk of workers; fastest for small dense layers
+``forward``  vmapped losses, then ordinary backward of their sum: faster for convolutions
+``loop``     worker by worker, on modules whose parameters are rows: what a process would do; for whatever vmap refuses
+
+No worker's result depends on which others share its chunk, nor on how many there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from disttrain.component import UserError
+from disttrain.objectives import Objective
+from disttrain.random import Stream, key
+from disttrain.simulation.replicas import Replicas
+
+Method: TypeAlias = Literal["vmap", "forward", "loop"]
+METHODS: tuple[Method, ...] = get_args(Method)
+TRIAL_WORKERS = {"vmap": 256, "forward": 256, "loop": 8}
+TRIALS = 3
+
+
+class _Loss(nn.Module):
+    """A module and its objective as one module, so that both see the parameters that functional_call puts in."""
+
+    def __init__(self, module: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.module, self.objective = module, objective
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self.objective(self.module, inputs, targets)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How gradients are computed, and why."""
+
+    method: Method
+    reason: str
+
+
+class WorkerGradients:
+    """Fills ``replicas.g`` with every worker's gradient.
+
+    Args:
+        replicas: the workers.
+        objective: the loss.
+        seed: the run's; each worker draws dropout and the like from a generator of its own, as its process would.
+        chunk: workers whose activations are in memory at once.
+        autocast: makes the context that forward passes run in.
+
+    Attributes:
+        method: see the module's docstring; :meth:`choose` sets it.
+    """
+
+    def __init__(
+        self,
+        replicas: Replicas,
+        objective: Objective,
+        seed: int,
+        chunk: int,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._replicas, self._chunk, self._autocast = replicas, chunk, autocast
+        self._loss = _Loss(replicas.template, objective)
+        self._objective = objective
+        self._seed = seed
+        self._generators: list[Tensor] = []
+        self.method: Method = "loop"
+
+    def __call__(self, inputs: Tensor, targets: Tensor, passes: int = 1, accumulate: bool = False) -> Tensor:
+        """Every worker's mean loss ``[N]``; its gradient goes into its row of ``replicas.g``.
+
+        Args:
+            inputs: ``[N, b, ...]``.
+            targets: ``[N, b, ...]``.
+            passes: losses are divided by it, where gradients are accumulated over so many.
+            accumulate: add to the gradients that are there.
+        """
+        if not accumulate:
+            self._replicas.g.zero_()
+        step = self._loop if self.method == "loop" else self._chunk_by_vmap if self.method == "vmap" else self._chunk_by_forward
+        parts = []
+        for start in range(0, len(inputs), self._chunk):
+            rows = slice(start, min(start + self._chunk, len(inputs)))
+            parts.append(step(rows, inputs[rows], targets[rows], passes))
+        losses: Tensor = torch.cat(parts)
+        return losses
+
+    def choose(self, inputs: Tensor, targets: Tensor, method: Method | None = None) -> Choice:
+        """Settle the method: the given one, or the fastest in a short trial on a first batch ``[N, b, ...]``.
+
+        Raises:
+            UserError: if the given method cannot be used with this model.
+        """
+        if self._draws_randomly(inputs[0], targets[0]):
+            choice = Choice("loop", "the model draws random numbers, and every worker has its own generator")
+            if method not in (None, "loop"):
+                raise UserError(f"--gradients {method} cannot be used: {choice.reason}; use loop")
+            self._generators = [self._first_state(worker) for worker in range(len(self._replicas))]
+        elif method is not None:
+            choice = Choice(method, "as asked")
+            if isinstance(self._seconds_per_worker(method, inputs, targets), Exception):
+                raise UserError(f"--gradients {method} cannot be used: torch.func refuses this model; use loop")
+        else:
+            choice = self._fastest(inputs, targets)
+        self.method = choice.method
+        return choice
+
+    # --- the three methods -------------------------------------------------------------------------------------------
+
+    def _loop(self, rows: slice, inputs: Tensor, targets: Tensor, passes: int) -> Tensor:
+        losses = []
+        for offset, worker in enumerate(range(rows.start, rows.stop)):
+            with self._own_generator(worker):
+                with self._autocast():
+                    loss = self._objective(self._replicas.modules[worker], inputs[offset], targets[offset]) / passes
+                loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    def _chunk_by_vmap(self, rows: slice, inputs: Tensor, targets: Tensor, passes: int) -> Tensor:
+        def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+            with self._autocast():
+                value: Tensor = functional_call(self._loss, _in_module(parameters | buffers), (inputs, targets))
+            return value / passes
+
+        gradients, losses = vmap(grad_and_value(loss))(self._parameters(rows), self._buffers(rows), inputs, targets)
+        self._add(rows, gradients)
+        own_losses: Tensor = losses
+        return own_losses
+
+    def _chunk_by_forward(self, rows: slice, inputs: Tensor, targets: Tensor, passes: int) -> Tensor:
+        def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+            value: Tensor = functional_call(self._loss, _in_module(parameters | buffers), (inputs, targets))
+            return value
+
+        parameters = {name: p.detach().requires_grad_() for name, p in self._parameters(rows).items()}
+        with self._autocast():
+            losses = vmap(loss)(parameters, self._buffers(rows), inputs, targets) / passes
+        gradients = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True, materialize_grads=True)
+        self._add(rows, dict(zip(parameters, gradients, strict=True)))
+        return losses.detach()
+
+    def _parameters(self, rows: slice) -> dict[str, Tensor]:
+        return dict(self._replicas.layout.named(self._replicas.x[rows]))
+
+    def _buffers(self, rows: slice) -> dict[str, Tensor]:
+        return {name: stacked[rows] for name, stacked in self._replicas.buffers.items()}
+
+    def _add(self, rows: slice, gradients: dict[str, Tensor]) -> None:
+        for name, place in self._replicas.layout.named(self._replicas.g[rows]):
+            place += gradients[name]
+
+    # --- randomness --------------------------------------------------------------------------------------------------
+
+    def _draws_randomly(self, inputs: Tensor, targets: Tensor) -> bool:
+        with _unchanged(self._replicas), torch.no_grad(), self._autocast():
+            before = torch.get_rng_state()
+            self._objective(self._replicas.template, inputs, targets)
+            after = torch.get_rng_state()
+            torch.set_rng_state(before)
+        return not torch.equal(before, after)
+
+    def _first_state(self, worker: int) -> Tensor:
+        """What `training/seeds.py` seeds the worker's process with."""
+        return torch.Generator().manual_seed(key(self._seed, Stream.WORKER, worker=worker)).get_state()
+
+    @contextmanager
+    def _own_generator(self, worker: int) -> Iterator[None]:
+        if not self._generators:
+            yield
+            return
+        torch.set_rng_state(self._generators[worker])
+        yield
+        self._generators[worker] = torch.get_rng_state()
+
+    # --- the trial ---------------------------------------------------------------------------------------------------
+
+    def _fastest(self, inputs: Tensor, targets: Tensor) -> Choice:
+        seconds = {method: self._seconds_per_worker(method, inputs, targets) for method in METHODS}
+        possible = {method: each for method, each in seconds.items() if isinstance(each, float)}
+        best = min(possible, key=lambda method: possible[method])
+        times = ", ".join(f"{method} {1e3 * each:.3g} ms" for method, each in possible.items())
+        refused = [method for method in METHODS if method not in possible]
+        note = f"; torch.func refuses this model ({_first_line(seconds[refused[0]])})" if refused else ""
+        return Choice(best, f"fastest in a short trial, a worker's step takes: {times}{note}")
+
+    def _seconds_per_worker(self, method: Method, inputs: Tensor, targets: Tensor) -> float | Exception:
+        """The least of a few trials on the first workers; or what torch.func has against the model."""
+        workers = min(len(inputs), self._chunk, TRIAL_WORKERS[method])
+        kept, self.method = self.method, method
+        times = []
+        try:
+            with _unchanged(self._replicas):
+                for _ in range(TRIALS):
+                    start = time.perf_counter()
+                    self(inputs[:workers], targets[:workers])
+                    times.append((time.perf_counter() - start) / workers)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            if method == "loop" or isinstance(error, UserError):
+                raise
+            return error
+        finally:
+            self.method = kept
+        return min(times)
+
+
+@contextmanager
+def _unchanged(replicas: Replicas) -> Iterator[None]:
+    """Inside it, forward passes may update buffers; afterwards all are as before."""
+    pairs = [*((b, b.clone()) for b in replicas.buffers.values()), *((b, b.clone()) for b in replicas.template.buffers())]
+    try:
+        yield
+    finally:
+        for buffer, kept in pairs:
+            buffer.copy_(kept)
+
+
+def _in_module(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"module.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -1,0 +1,328 @@
+"""``disttrain simulate``: a run of N workers in this process, written down like any other run.
+
+The config is that of ``disttrain train``; data, order, initial parameters, strategy and optimizer are the same, so with the same
+number of workers the weights are those of the processes, to the bit where the gradients are.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from disttrain.component import UserError
+from disttrain.config import ConfigError, LoadedConfig, dump
+from disttrain.data import Corpus, EpochOrder
+from disttrain.launch.shutdown import StopRequest
+from disttrain.launch.start import start_cpu
+from disttrain.optim import GroupRow, table
+from disttrain.optim.schedules import ConstantConfig
+from disttrain.parameters import sha256_of
+from disttrain.recording.folder import RunFolder, write_atomically
+from disttrain.recording.metrics import finite_or_none
+from disttrain.recording.progress import Display
+from disttrain.recording.recorder import Recorder
+from disttrain.recording.trackers import WandbTracker
+from disttrain.recording.weights import export_weights
+from disttrain.simulation.engine import Engine
+from disttrain.simulation.evaluation import Validation, consensus_distance, validate
+from disttrain.simulation.gradients import Method, WorkerGradients
+from disttrain.simulation.memory import MemoryForecast, activation_bytes, forecast
+from disttrain.simulation.replicas import Replicas
+from disttrain.training.buffers import settle_buffers
+from disttrain.training.seeds import seed_model
+from disttrain.training.session import MOST_SKIPS, peak_memory_bytes
+from disttrain.worlds import StackedWorld
+from disttrain.worlds.traffic import all_reduce_wire_bytes
+
+
+class _Shim:
+    report = ""
+
+    def __init__(self, n, size, seed):
+        self.o, self.size = EpochOrder(n, seed), size
+
+    def batch(self, step, batch_size, workers):
+        return self.o.batch_indices(step, batch_size).view(self.size, -1)[workers]
+
+
+def make_order(partition, dataset, size, seed):
+    return _Shim(len(dataset), size, seed)
+
+
+@dataclass(frozen=True)
+class SimulateOptions:
+    """What the command line adds to a config."""
+
+    workers: int
+    chunk: int | None = None
+    """Workers whose gradients are computed at a time; None: as many as a small part of the memory holds."""
+    gradients: Method | None = None
+    """How gradients are computed; None: the fastest in a short trial."""
+
+
+def check(loaded: LoadedConfig, options: SimulateOptions) -> None:
+    """Check what can be seen before anything is built.
+
+    Raises:
+        ConfigError: naming settings that a simulation would have to ignore, or a batch that cannot be shared.
+    """
+    config = loaded.config
+    config.check_world(options.workers)
+    config.check_data()
+    problems = []
+    if config.training.resume == "auto" or config.training.stop_after is not None:
+        problems.append("training: resume=auto and stop_after need checkpoints, and a simulation writes none: remove them")
+    if config.launch.device == "cuda" or config.launch.backend == "nccl":
+        problems.append("launch: a simulation runs on the CPU: remove device=cuda and backend=nccl")
+    if problems:
+        raise ConfigError(problems)
+
+
+class Simulation:
+    """A run of N workers as rows.
+
+    Args:
+        loaded: checked by :func:`check`.
+        options: the command line's.
+        folder: claimed.
+        stop_request: becomes true when the process is asked to stop.
+    """
+
+    def __init__(self, loaded: LoadedConfig, options: SimulateOptions, folder: RunFolder, stop_request: StopRequest) -> None:
+        config = self._config = loaded.config
+        self._folder, self._stop_request, training = folder, stop_request, config.training
+        start_cpu(config.launch.threads, local_world_size=1)
+        self._display = Display(training.steps, True, folder.logs / "console.log")
+        self._corpus = self._load()
+        self._objective = config.objective.build()
+        self._objective.check(self._corpus.task)
+        seed_model(training.seed)
+        self._replicas = self._replicate(options.workers)
+        self._table = table(config.optimizer.build(self._replicas.template))
+        self._world, self._strategy = StackedWorld(options.workers, config.launch.debug), config.strategy.build()
+        self._engine = self._build_engine()
+        self._order = make_order(None, self._corpus.train, options.workers, training.seed)
+        self._step = 0
+        inputs, targets = self._microbatches(0)[0]
+        self.memory = self._forecast(inputs[0], targets[0], options.chunk)
+        self._gradients = WorkerGradients(self._replicas, self._objective, training.seed, self.memory.chunk, self._autocast)
+        self.choice = self._gradients.choose(inputs, targets, options.gradients)
+        self._losses, self._unlogged = torch.zeros(options.workers), 0
+        self._started = self._logged_at = time.perf_counter()
+        self._logged_step = 0
+
+    # --- before training ---------------------------------------------------------------------------------------------
+
+    def _load(self) -> Corpus:
+        try:
+            return self._config.data.build(self._config.training.seed)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def _replicate(self, workers: int) -> Replicas:
+        try:
+            return Replicas(self._config.model.build(self._corpus.task), workers)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def _build_engine(self) -> Engine:
+        config, training = self._config, self._config.training
+        schedule, total = config.schedule, training.steps
+        multiplier = None if schedule == ConstantConfig() else lambda update: schedule.multiplier(update, total)
+        return Engine(self._replicas, self._strategy, self._world, config.optimizer.build, multiplier, training.clip_norm)
+
+    def _forecast(self, inputs: Tensor, targets: Tensor, chunk: int | None) -> MemoryForecast:
+        module = self._replicas.load(self._replicas.x[:1])
+        own = activation_bytes(module, self._objective, (inputs, targets), self._autocast)
+        self._replicas.load(self._replicas.x[:1])  # its buffers may have moved
+        return forecast(self._replicas, self._strategy, self._config.optimizer.build, own, chunk)
+
+    def announce(self) -> None:
+        """Say once what was decided."""
+        config, display, layout = self._config, self._display, self._replicas.layout
+        display.unit = self._corpus.unit
+        display.say(f"data      {self._corpus.description}")
+        display.say(f"model     {config.model.name}, {layout.numel:,} trainable parameters")
+        display.say(f"strategy  {config.strategy.name}, {self._world.size:,} simulated workers")
+        if report := self._order.report:
+            display.say(f"partition {report}")
+        rows = [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) for row in self._table]
+        display.table(GroupRow._fields, rows)
+        together = "all rows in one step" if self._engine.optimizer.elementwise else "an instance for each worker"
+        display.say(f"optimizer {together}")
+        display.say(f"gradients {self.choice.method}: {self.choice.reason}")
+        display.say(f"memory    {self.memory}")
+        if config.checkpoint.every:
+            display.say("note: a simulation writes no checkpoints; checkpoint.every is for `disttrain train`")
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Make all steps, or as many as until somebody asks to stop; returns the summary.
+
+        Raises:
+            RuntimeError: if some worker's gradients have not been finite for :data:`MOST_SKIPS` steps in a row.
+        """
+        config, training = self._config, self._config.training
+        recorder = self._open_records()
+        try:
+            while self._step < training.steps and not self._stop_request:
+                self._make_step()
+                due = training.validate_every and self._step % training.validate_every == 0 and self._step < training.steps
+                measured = self._validate(self._strategy.evaluation()) if due else {}
+                if due or (self._step % config.recording.log_every == 0 and self._step < training.steps):
+                    self._log(recorder, measured)
+        finally:
+            self._display.close()
+        return self._close(recorder)
+
+    def _make_step(self) -> None:
+        parts, total = self._microbatches(self._step), torch.zeros(self._world.size)
+        for number, (inputs, targets) in enumerate(parts):
+            total += self._gradients(inputs, targets, len(parts), accumulate=number > 0)
+        self._engine.step(self._replicas.g)
+        self._step += 1
+        self._losses += total
+        self._unlogged += 1
+        stuck = self._engine.consecutive_skips >= MOST_SKIPS
+        if stuck.any():
+            worker = int(stuck.nonzero()[0])
+            raise RuntimeError(
+                f"diverged: worker {worker}'s gradients have not been finite for {MOST_SKIPS} steps, up to step {self._step}"
+            )
+
+    def _microbatches(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        """Inputs and targets ``[N, b, ...]`` of each forward and backward pass of a step."""
+        training, world = self._config.training, self._world
+        indices = self._order.batch(step, training.batch_size, world.ids)
+        batches = []
+        for part in indices.chunk(training.gradient_accumulation, dim=1):
+            inputs, targets = self._corpus.train.batch(part.flatten())
+            shape = part.shape
+            batches.append((inputs.view(*shape, *inputs.shape[1:]), targets.view(*shape, *targets.shape[1:])))
+        return batches
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._config.training.precision == "fp32" else torch.autocast("cpu", torch.bfloat16)
+
+    def _validate(self, exported: Tensor) -> dict[str, float]:
+        training, dataset = self._config.training, self._corpus.validation
+        batch_size = min(training.batch_size, len(dataset))
+        batches = min(training.validation_batches, len(dataset) // batch_size)
+        validation = Validation(dataset, self._objective, batch_size, batches, self._autocast)
+        record, losses = validate(self._replicas, exported, validation)
+        line = {
+            "step": self._step,
+            "training_losses": [finite_or_none(loss) for loss in (self._losses / max(1, self._unlogged)).tolist()],
+            "validation_losses": {str(worker): finite_or_none(loss) for worker, loss in losses.items()},
+        }
+        with (self._folder.path / "workers.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return record
+
+    # --- records -----------------------------------------------------------------------------------------------------
+
+    def _open_records(self) -> Recorder:
+        tracker, wandb = None, self._config.recording.wandb
+        if wandb is not None:
+            config, display = self._config.model_dump(mode="json"), self._display
+            tracker = WandbTracker(
+                wandb.project, wandb.mode, self._folder.path, config, lambda text: display.say(f"warning: {text}")
+            )
+        write_atomically(self._folder.config, dump(self._config))
+        return Recorder(self._folder, self._display, tracker)
+
+    def _log(self, recorder: Recorder, measured: dict[str, float]) -> None:
+        now, steps = time.perf_counter(), max(1, self._step - self._logged_step)
+        seconds_per_step = (now - self._logged_at) / steps
+        self._logged_at, self._logged_step = now, self._step
+        losses = self._losses / max(1, self._unlogged)
+        self._losses, self._unlogged = torch.zeros_like(losses), 0
+        optimizer, traffic = self._engine.optimizer, self._world.traffic
+        recorder.log(
+            {
+                "step": self._step,
+                "tokens": self._tokens,
+                "loss": float(losses.mean()),
+                "loss_min": float(losses.min()),
+                "loss_max": float(losses.max()),
+                "learning_rate": optimizer.first.param_groups[0]["lr"],
+                "seconds": now - self._started,
+                "tokens_per_second": self._tokens / self._step / seconds_per_step if self._step else 0.0,
+                "worker_steps_per_second": self._world.size / seconds_per_step,
+                "payload_bytes": traffic.payload_bytes,
+                "wire_bytes": traffic.wire_bytes,
+                "exposed_seconds": None,
+                "optimizer_seconds": optimizer.seconds,
+                "gradient_norm": float(self._engine.gradient_norms.mean()),
+                "skipped_steps": self._step - int(optimizer.updates.min()),
+                "consensus_distance": consensus_distance(self._replicas.x),
+            }
+            | measured,
+            (self._config.training.steps - self._step) * seconds_per_step,
+        )
+
+    @property
+    def _tokens(self) -> int:
+        return self._step * self._config.training.batch_size * self._corpus.task.units_per_sample
+
+    @property
+    def completed(self) -> bool:
+        """Whether all steps were made."""
+        return self._step >= self._config.training.steps
+
+    def _close(self, recorder: Recorder) -> dict[str, Any]:
+        """Merge, measure, and write weights, last record and summary."""
+        policy = self._config.strategy.buffers if self.completed else "local"
+        result = (self._strategy.finish() if self.completed else self._strategy.evaluation()).clone()
+        measured = self._validate(result) if self.completed else {}
+        if recorder.last.get("step") != self._step:
+            self._log(recorder, measured)
+        module = self._replicas.load(result)
+        settle_buffers(policy, module, self._replicas.buffers, self._world, self._training_inputs())
+        weights_sha256 = sha256_of({name: p.detach() for name, p in module.named_parameters()})
+        export_weights(module, self._folder.weights)
+        summary = self._summary(recorder.last, weights_sha256)
+        recorder.finish(summary, self._corpus.unit)
+        return summary
+
+    def _summary(self, last: dict[str, Any], weights_sha256: str) -> dict[str, Any]:
+        traffic, config = self._world.traffic, self._config
+        gradient_bytes = 4 * self._replicas.layout.numel
+        return {
+            "status": "finished" if self.completed else "stopped",
+            "mode": "simulated",
+            "steps": self._step,
+            "tokens": self._tokens,
+            "final_loss": last.get("loss"),
+            "validation_loss": None,
+            **{key: value for key, value in last.items() if "validation_" in key or key.startswith("mean_model_")},
+            "consensus_distance": last.get("consensus_distance"),
+            "seconds": time.perf_counter() - self._started,
+            "model": type(self._replicas.template).__name__,
+            "optimizer": type(self._engine.optimizer.first).__name__,
+            "strategy": config.strategy.name,
+            "workers": self._world.size,
+            "gradients": self.choice.method,
+            "chunk": self.memory.chunk,
+            "payload_bytes": traffic.payload_bytes,
+            "wire_bytes": traffic.wire_bytes,
+            "ddp_wire_bytes": self._step * all_reduce_wire_bytes(gradient_bytes, self._world.size),
+            "exposed_seconds": None,
+            "forecast_memory_bytes": self.memory.total_bytes,
+            "peak_memory_bytes": peak_memory_bytes(torch.device("cpu")),
+            "weights_sha256": weights_sha256,
+        }
+
+    def _training_inputs(self) -> Iterator[Tensor]:
+        """Worker 0's batches, from the first step on."""
+        for step in count():
+            yield self._microbatches(step)[0][0][0]

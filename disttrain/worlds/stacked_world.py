@@ -1,0 +1,89 @@
+"""A world in one process: N workers as the rows of tensors ``[N, ...]``. No byte moves, and all are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from disttrain.worlds.in_flight import InFlight
+from disttrain.worlds.rank_order import rank_ordered_mean
+from disttrain.worlds.traffic import (
+    Traffic,
+    all_gather_wire_bytes,
+    all_reduce_wire_bytes,
+    broadcast_wire_bytes,
+    exchange_wire_bytes,
+    transpose_wire_bytes,
+)
+from disttrain.worlds.world import Lane, MixingRound
+
+
+class StackedWorld:
+    """``size`` workers that all live here (``L = size``).
+
+    Args:
+        size: their number.
+        debug: hold every job on a lane to the rules in `world.py`.
+
+    Attributes:
+        traffic: what worker 0 would have counted, had it been a process.
+    """
+
+    def __init__(self, size: int, debug: bool = False) -> None:
+        self.size, self.debug = size, debug
+        self.ids = torch.arange(size)
+        self.traffic, self._counted = Traffic(), 0
+
+    def mean(self, x: Tensor) -> Tensor:
+        """``[N, d]`` to ``[1, d]``: scaled, then summed in the order of the rows."""
+        self._count(x, all_reduce_wire_bytes)
+        return rank_ordered_mean(x)[None]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """``[N, b]`` to ``[1, N, b]``."""
+        self._count(x, all_gather_wire_bytes)
+        return x.clone(memory_format=torch.contiguous_format)[None]
+
+    def transpose(self, x: Tensor) -> Tensor:
+        """``[N, N, b]`` to ``[N, N, b]``."""
+        self._count(x, transpose_wire_bytes)
+        return x.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+
+    def exchange(self, x: Tensor, round: MixingRound) -> Tensor:
+        """``[N, b]`` to ``[N, k, b]``."""
+        self._count(x, lambda num_bytes, _: exchange_wire_bytes(num_bytes, len(round.receivers(self._counted))))
+        return x[round.senders]
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """``[N, d]`` to ``[1, d]``."""
+        self._count(x, lambda num_bytes, size: broadcast_wire_bytes(num_bytes, 0, size))
+        return x[:1].clone()
+
+    def lane(self, name: str, ranks: Sequence[int] | None = None) -> Lane:
+        """All rows, or the rows ``ranks``; nothing has to keep them apart, since every job is done when it is started."""
+        members = list(range(self.size)) if ranks is None else sorted(ranks)
+        lane = StackedLane(self.ids[members], torch.tensor(members), self.debug)
+        if self._counted in members:  # else what the lane sends is not of the worker that is counted
+            lane.traffic, lane._counted = self.traffic, members.index(self._counted)
+        return lane
+
+    def _count(self, x: Tensor, wire_bytes: Callable[[int, int], int]) -> None:
+        num_bytes = x[0].numel() * x.element_size()
+        self.traffic.add(num_bytes, wire_bytes(num_bytes, self.size))
+
+
+class StackedLane(StackedWorld):
+    """Some rows of a stacked world. A job runs when it is started: its value is named by its round, so nothing changes."""
+
+    def __init__(self, ids: Tensor, rows: Tensor, debug: bool) -> None:
+        super().__init__(len(ids), debug)
+        self.ids, self.rows = ids, rows
+
+    def start(self, job: Callable[..., Any], *arguments: Any) -> InFlight:
+        """Run ``job(*arguments)`` now; arguments are lent until take(), the result must be fresh, as on a lane of processes."""
+        in_flight = InFlight(self.traffic, job, arguments if self.debug else ())
+        in_flight.run(arguments, self.debug)
+        return in_flight
