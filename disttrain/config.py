@@ -29,7 +29,7 @@ from disttrain.config_errors import ConfigError, dotted, explain
 from disttrain.config_file import COMMAND_LINE, DEFAULT, Settings, apply_overrides, read_file
 from disttrain.config_sections import CheckpointConfig, LaunchConfig, RecordingConfig, RunFolderConfig, TrainingConfig
 from disttrain.config_yaml import leaves, write_yaml
-from disttrain.data import DataConfig, data_sources
+from disttrain.data import DataConfig, PartitionConfig, data_sources, partitions
 from disttrain.models import ModelConfig, models
 from disttrain.objectives import ObjectiveConfig, objectives
 from disttrain.optim import OptimizerConfig, ScheduleConfig, optimizers, schedules
@@ -38,7 +38,7 @@ from disttrain.strategies import StrategyConfig, strategies
 __all__ = ["ConfigError", "LoadedConfig", "RunConfig", "difference", "dump", "load_config", "show"]
 
 REGISTRIES: Mapping[str, Registry[Any]] = {
-    each.section: each for each in (models, data_sources, objectives, optimizers, schedules, strategies)
+    each.section: each for each in (models, data_sources, partitions, objectives, optimizers, schedules, strategies)
 }
 DEFAULT_NAMES = {section: registry.default for section, registry in REGISTRIES.items()}
 
@@ -56,6 +56,8 @@ class RunConfig(Config):
     """What is trained."""
     data: SerializeAsAny[DataConfig] = Field(default_factory=lambda: _default(data_sources))
     """What it is trained on."""
+    partition: SerializeAsAny[PartitionConfig] = Field(default_factory=lambda: _default(partitions))
+    """Which worker owns which training samples."""
     objective: SerializeAsAny[ObjectiveConfig] = Field(default_factory=lambda: _default(objectives))
     """What is minimised."""
     optimizer: SerializeAsAny[OptimizerConfig] = Field(default_factory=lambda: _default(optimizers))

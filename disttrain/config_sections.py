@@ -23,7 +23,7 @@ class TrainingConfig(Config):
     steps: Count = 1000
     """Steps of the whole run."""
     batch_size: Count = 16
-    """Sequences per step, of all workers together."""
+    """Samples (sequences, of text) per step, of all workers together."""
     gradient_accumulation: Count = 1
     """Forward and backward passes per step: more of them need less memory."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -33,7 +33,7 @@ class TrainingConfig(Config):
     validate_every: CountOrNone = 100
     """Steps between validations; 0: only at the end."""
     validation_batches: Count = 20
-    """Batches of batch_size sequences per validation."""
+    """Batches of batch_size samples per validation."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Of the model's initial parameters, the order of the data and everything else that is random."""
     resume: Literal["never", "auto"] = "never"

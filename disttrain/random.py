@@ -33,7 +33,9 @@ class Stream(IntEnum):
     WORKER = 2
     """What a worker draws for itself while it trains, such as dropout."""
     ORDER = 3
-    """The order in which sequences are visited."""
+    """The order in which samples are visited."""
+    PARTITION = 4
+    """Which worker owns which samples."""
 
 
 @overload

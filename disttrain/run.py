@@ -58,6 +58,7 @@ def start_session(loaded: LoadedConfig, info: RankInfo, stop_request: StopReques
 LOOPS_OWN = (
     "model",
     "data",
+    "partition",
     "objective",
     *(f"training.{key}" for key in ("gradient_accumulation", "precision", "validate_every", "validation_batches")),
 )
@@ -96,7 +97,7 @@ class Run:
         """Read a config, meet the other workers (those that torchrun started with this one) and open the run folder.
 
         Args:
-            path: a YAML file; its ``model``, ``data`` and ``objective`` are the caller's business and must not be in it.
+            path: a YAML file; ``model``, ``data``, ``partition`` and ``objective`` are the caller's business, not its.
             overrides: ``a.b=c``, as on the command line.
 
         Raises:

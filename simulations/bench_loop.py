@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from disttrain.config import load_config
-from disttrain.data import Dataset, EpochOrder
+from disttrain.data import Dataset, make_order
 from disttrain.launch.rank_info import RankInfo
 from disttrain.launch.shutdown import StopRequest, leave
 from disttrain.run import start_session
@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace) -> None:
     session = start_session(loaded, RankInfo.from_environment(), StopRequest())
     config, training = loaded.config, loaded.config.training
     corpus = config.data.build(training.seed)
-    order = EpochOrder(len(corpus.train), training.seed)
+    order = make_order(config.partition, corpus.train, session.world.size, training.seed)
     session.prepare(config.model.build(corpus.task))
     session.display.console.quiet = True
     session.resume()

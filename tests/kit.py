@@ -61,6 +61,7 @@ def server() -> ForkServerContext:
             "disttrain.strategies.attach",
             "disttrain.worker",
             "disttrain.training.loop",
+            "sklearn.datasets",
         ]
     )
     return context

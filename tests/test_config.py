@@ -253,7 +253,7 @@ def test_all_mistakes_come_in_one_report_in_the_order_of_the_lines(mistakes):
         "command line: training.seed: not an override; write section.key=value",
         'command line: launch.threads: must be a whole number (got "many")',
         'command line: optimiser: unknown key; did you mean "optimizer"? allowed: checkpoint, data, imports, launch, '
-        "model, objective, optimizer, recording, run, schedule, strategy, training",
+        "model, objective, optimizer, partition, recording, run, schedule, strategy, training",
     ]
 
 
@@ -265,7 +265,7 @@ def test_all_mistakes_come_in_one_report_in_the_order_of_the_lines(mistakes):
         ("objective.name=next-token", 'objective.name: unknown objective "next-token"; did you mean "next_token"? '
                                       "registered: classification, next_token"),
         ("lr=1", "lr: unknown key; did you mean optimizer.lr? allowed: checkpoint, data, imports, launch, model, "
-                 "objective, optimizer, recording, run, schedule, strategy, training"),
+                 "objective, optimizer, partition, recording, run, schedule, strategy, training"),
         ("checkpoint.keep=1", "checkpoint.keep: must be at least 2: a damaged newest checkpoint must leave one to fall "
                               "back to (got 1)"),
         ("checkpoint.seed=1", "checkpoint.seed: unknown key; did you mean training.seed? allowed: every, keep"),
@@ -368,7 +368,7 @@ def test_what_is_no_module_is_a_mistake(mistakes, name):
 
 def test_registries_have_their_section_and_default():
     assert {section: registry.default for section, registry in REGISTRIES.items()} == {
-        "model": "plm", "data": "python_source", "objective": "next_token",
+        "model": "plm", "data": "python_source", "partition": "none", "objective": "next_token",
         "optimizer": "adamw", "schedule": "constant", "strategy": "ddp",
     }  # fmt: skip
     assert all(registry.default in registry for registry in REGISTRIES.values())

@@ -24,6 +24,7 @@ training: {steps: 1500, batch_size: 16, precision: bf16}
 data:
   name: text
   paths: [corpus, "more text"]
+partition: {name: source, on_small: repair, min_samples: 4}
 optimizer:
   name: adamw
   betas: [0.9, 0.95]

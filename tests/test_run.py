@@ -106,6 +106,7 @@ def refused(config, *overrides, optimizer=False):
     [
         ("model: {name: plm}", "sets model"),
         ("data: {name: python_source}", "sets data"),
+        ("partition: {name: iid}", "sets partition"),
         ("training: {gradient_accumulation: 2}", "sets training.gradient_accumulation"),
         ("training: {precision: bf16}", "sets training.precision"),
     ],

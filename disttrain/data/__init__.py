@@ -2,7 +2,9 @@
 
 from disttrain.data.base import Corpus, DataConfig, Dataset, LabelledDataset, TokenDataConfig, TokenDataset, data_sources
 from disttrain.data.digits import DigitsConfig
-from disttrain.data.order import EpochOrder, microbatches, share
+from disttrain.data.order import EpochOrder, GlobalOrder, Order, microbatches, share
+from disttrain.data.partitioned_order import PartitionedOrder, make_order
+from disttrain.data.partitions import PartitionConfig, partitions
 from disttrain.data.python_source import PythonSourceConfig
 from disttrain.data.random_tokens import RandomTokensConfig
 from disttrain.data.text import TextConfig
@@ -13,13 +15,19 @@ __all__ = [
     "Dataset",
     "DigitsConfig",
     "EpochOrder",
+    "GlobalOrder",
     "LabelledDataset",
+    "Order",
+    "PartitionConfig",
+    "PartitionedOrder",
     "PythonSourceConfig",
     "RandomTokensConfig",
     "TextConfig",
     "TokenDataConfig",
     "TokenDataset",
     "data_sources",
+    "make_order",
     "microbatches",
+    "partitions",
     "share",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from disttrain.component import ComponentConfig, Registry
-from disttrain.task import Task, TokenTask
+from disttrain.task import Task
 
 Tokens: TypeAlias = NDArray[np.unsignedinteger[Any]]
 Unit: TypeAlias = Literal["byte", "token", "sample"]
@@ -146,22 +146,6 @@ class Corpus:
     fingerprint: str
 
 
-def corpus_of(train: Tokens, validation: Tokens, *, task: TokenTask, unit: Unit, description: str) -> Corpus:
-    """The corpus of two flat arrays of tokens ``[n]``; their sizes are added to ``description``.
-
-    Raises:
-        ValueError: if one of them is too short for a sequence.
-    """
-    return Corpus(
-        train=TokenDataset(train, task.sequence_length, "the training data"),
-        validation=TokenDataset(validation, task.sequence_length, "the validation data"),
-        task=task,
-        unit=unit,
-        description=f"{description}: {train.size:,} {unit}s to train on, {validation.size:,} to validate on",
-        fingerprint=fingerprint(train, validation),
-    )
-
-
 def fingerprint(*arrays: NDArray[Any]) -> str:
     """SHA-256, in hex, of the arrays' types, sizes and contents."""
     digest = hashlib.sha256()
@@ -173,6 +157,11 @@ def fingerprint(*arrays: NDArray[Any]) -> str:
 
 class DataConfig(ComponentConfig):
     """Base of all data sources' configs."""
+
+    has_labels: ClassVar[bool] = False
+    """Whether its training samples have classes, by which a partition can divide them."""
+    has_sources: ClassVar[bool] = False
+    """Whether its training samples tell where they come from."""
 
     def check(self) -> None:
         """Raise ValueError for what is wrong and can be seen without loading, such as a missing file."""

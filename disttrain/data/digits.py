@@ -6,7 +6,7 @@ The smallest real classification task: it needs no download, and a run takes sec
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class DigitsConfig(DataConfig):
     """Images of handwritten digits, 8 × 8, in 10 classes; pixels are scaled to [0, 1]."""
 
     name: Literal["digits"] = "digits"
+    has_labels: ClassVar[bool] = True
 
     validation_ratio: float = Field(0.2, gt=0, lt=1)
     """Share of the images to validate on, chosen by a hash of their numbers."""

@@ -16,6 +16,8 @@ class Document(NamedTuple):
     """Its path below the folder it was found in, with forward slashes: the same on every machine."""
     path: Path
     """Where it is on this one."""
+    source: str
+    """What it belongs to: the folder, or if there is none the file, directly below the one that was searched."""
 
     def read(self) -> bytes:
         """Its bytes; a ValueError that names the file if it cannot be read."""
@@ -42,7 +44,8 @@ def find_documents(folder: Path, suffixes: Collection[str], skip: Callable[[str]
         for name in files:
             if name.lower().endswith(tuple(suffixes)) and not skip(name):
                 path = Path(parent, name)
-                found.append(Document(path.relative_to(folder).as_posix(), path))
+                parts = path.relative_to(folder).parts
+                found.append(Document("/".join(parts), path, source=parts[0]))
     return sorted(found)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from disttrain.data.base import Tokens, Unit
 from disttrain.data.documents import Document
@@ -105,16 +106,31 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def encode_documents(documents: list[Document], encoder: Encoder) -> Tokens:
-    """The tokens of all documents in order ``[n]``, each followed by the separator; empty documents are left out.
+class EncodedDocuments(NamedTuple):
+    """Documents as one line of tokens."""
+
+    tokens: Tokens
+    """Of all documents in order ``[n]``, each followed by the separator."""
+    ends: NDArray[np.int64]
+    """One past the last token of each document, ``[documents]``."""
+    sources: tuple[str, ...]
+    """What each document belongs to, ``[documents]``."""
+
+
+def encode_documents(documents: list[Document], encoder: Encoder) -> EncodedDocuments:
+    """All documents, one after another; empty ones are left out.
 
     Raises:
         ValueError: if a document cannot be read or encoded, or all are empty.
     """
-    parts = [_encode(document, content, encoder) for document in documents if (content := document.read())]
+    parts = [(each, _encode(each, content, encoder)) for each in documents if (content := each.read())]
     if not parts:
         raise ValueError(f"all files are empty ({len(documents)} in all, the first is {documents[0].path})")
-    return np.concatenate(parts)
+    return EncodedDocuments(
+        tokens=np.concatenate([tokens for _, tokens in parts]),
+        ends=np.cumsum([len(tokens) for _, tokens in parts], dtype=np.int64),
+        sources=tuple(document.source for document, _ in parts),
+    )
 
 
 def _encode(document: Document, content: bytes, encoder: Encoder) -> Tokens:

@@ -1,16 +1,36 @@
-"""Which sequences a step trains on: a pure function of the step, so that resuming needs the step and nothing else.
+"""Which samples a step trains on: a pure function of the step, so that resuming needs the step and nothing else.
 
-The sequences of epoch 0, in that epoch's order, then those of epoch 1, and so on, form one endless line. Step s of
-global batch B takes its positions ``[s·B, (s+1)·B)``, whatever the number of workers; `share` then hands each worker
-its part. So two workers see in a step what one worker would, and a batch may straddle epochs or hold several of them.
+Where nobody owns samples, those of epoch 0, in that epoch's order, then those of epoch 1, and so on, form one endless line.
+Step s of global batch B takes its positions ``[s·B, (s+1)·B)``, whatever the number of workers; each worker then gets its share.
+So two workers see in a step what one worker would, and a batch may straddle epochs or hold several of them. Where each worker
+has samples of its own, `partitioned_order.py` has an endless line for each.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from disttrain import random
+
+
+class Order(Protocol):
+    """Tells which samples each worker trains on in each step."""
+
+    def batch(self, step: int, batch_size: int, workers: Tensor) -> Tensor:
+        """The samples of ``step`` (from 0) for some of the workers: int64 ``[L, batch_size / size]``.
+
+        Args:
+            step: any, in any order: the result depends on nothing else.
+            batch_size: of all ``size`` workers together.
+            workers: int64 ``[L]``, such as ``world.ids``.
+
+        Raises:
+            ValueError: if the batch cannot be shared equally, there is no such worker, or the step is negative.
+        """
+        ...
 
 
 def permutation(num_sequences: int, seed: int, epoch: int) -> Tensor:
@@ -55,6 +75,29 @@ class EpochOrder:
         return permutation(self.num_sequences, self.seed, epoch) if self.shuffle else torch.arange(self.num_sequences)
 
 
+class GlobalOrder:
+    """Nobody owns samples: the batches of `EpochOrder`, dealt out to the workers.
+
+    Args:
+        num_samples: the samples of one epoch.
+        size: how many workers there are.
+        seed: the run's seed.
+        shuffle: whether to permute each epoch, rather than go by index.
+
+    Raises:
+        ValueError: if there is no sample.
+    """
+
+    def __init__(self, num_samples: int, size: int, seed: int, shuffle: bool = True) -> None:
+        self.size, self._epochs = size, EpochOrder(num_samples, seed, shuffle)
+
+    def batch(self, step: int, batch_size: int, workers: Tensor) -> Tensor:
+        """Each worker's contiguous part of the global batch; see `Order`."""
+        share_size(batch_size, self.size)
+        check_workers(workers, self.size)
+        return self._epochs.batch_indices(step, batch_size).reshape(self.size, -1)[workers]
+
+
 def share(indices: Tensor, worker: int, world: int) -> Tensor:
     """One worker's contiguous part of a global batch: int64 ``[B]`` to ``[B / world]``.
 
@@ -63,9 +106,22 @@ def share(indices: Tensor, worker: int, world: int) -> Tensor:
     """
     if not 0 <= worker < world:
         raise ValueError(f"worker must be in [0, {world}), got {worker}")
-    if len(indices) % world:
-        raise ValueError(f"training.batch_size={len(indices)} cannot be shared equally by {world} workers")
+    share_size(len(indices), world)
     return indices.reshape(world, -1)[worker]
+
+
+def share_size(batch_size: int, world: int) -> int:
+    """How many of a global batch's samples each worker gets; ValueError if it cannot be shared equally."""
+    if batch_size < 1 or batch_size % world:
+        raise ValueError(f"training.batch_size={batch_size} cannot be shared equally by {world} workers")
+    return batch_size // world
+
+
+def check_workers(workers: Tensor, world: int) -> None:
+    """Raise ValueError unless all are in ``range(world)``: a negative one would count from the end."""
+    wrong = workers[(workers < 0) | (workers >= world)]
+    if wrong.numel():
+        raise ValueError(f"workers must be in [0, {world}), got {wrong.tolist()}")
 
 
 def microbatches(indices: Tensor, count: int) -> tuple[Tensor, ...]:

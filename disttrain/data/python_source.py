@@ -2,6 +2,8 @@
 
 It needs no download and it is real text, which makes it the default. Other versions of Python have other sources: the
 corpus's fingerprint tells, so workers should compare theirs before they start.
+
+Its sources, by which a partition can divide it, are what one imports: a package such as asyncio, or a file such as ast.py.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ import platform
 import sysconfig
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from disttrain.data.base import Corpus, TokenDataConfig, corpus_of, data_sources
+from disttrain.data.base import Corpus, TokenDataConfig, data_sources
 from disttrain.data.documents import Document, find_documents, split_documents
 from disttrain.data.encoders import ByteEncoder, encode_documents
+from disttrain.data.token_corpus import corpus_of
 from disttrain.quantities import Size
 from disttrain.task import TokenTask
 
@@ -34,6 +37,7 @@ class PythonSourceConfig(TokenDataConfig):
     """The source code of Python's standard library, as bytes; whole files are kept apart for validation."""
 
     name: Literal["python_source"] = "python_source"
+    has_sources: ClassVar[bool] = True
 
     validation_ratio: float = Field(0.05, gt=0, lt=1)
     """Share of the files to validate on, chosen by a hash of their names."""

@@ -1,18 +1,20 @@
 """Text files of one's own, as bytes or through a trained tokenizer.
 
-Nothing is cached or downloaded: each worker reads and encodes all files when it starts.
+Nothing is cached or downloaded: each worker reads and encodes all files when it starts. The text's sources, by which a
+partition can divide it, are the folders and files directly below each of the paths; a file among the paths is one itself.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from disttrain.data.base import Corpus, TokenDataConfig, Tokens, corpus_of, data_sources
+from disttrain.data.base import Corpus, TokenDataConfig, data_sources
 from disttrain.data.documents import Document, find_documents, split_documents
-from disttrain.data.encoders import ByteEncoder, Encoder, TokenizerEncoder, encode_documents
+from disttrain.data.encoders import ByteEncoder, EncodedDocuments, Encoder, TokenizerEncoder, encode_documents
+from disttrain.data.token_corpus import corpus_of
 from disttrain.task import TokenTask
 
 BYTES = "bytes"
@@ -26,6 +28,7 @@ class TextConfig(TokenDataConfig):
     """Files and folders of text; relative paths start at the working directory."""
 
     name: Literal["text"] = "text"
+    has_sources: ClassVar[bool] = True
 
     paths: list[str] = Field(min_length=1)
     """Files, and folders to search; hidden files and folders below these are left out."""
@@ -86,8 +89,11 @@ class TextConfig(TokenDataConfig):
         if missing := [str(place) for place in places if not place.exists()]:
             raise ValueError(f"data.{key}: no such file or folder: {', '.join(missing)} (looked in {Path.cwd()})")
         unique: dict[Path, Document] = {}
-        for document in (each for place in places for each in _documents_at(place, self.suffixes)):
-            unique.setdefault(document.path.resolve(), document)
+        for place in places:
+            for document in _documents_at(place, self.suffixes):
+                several = len(places) > 1 and place.is_dir()  # two folders may each have a part of one name
+                source = f"{place}/{document.source}" if several else document.source
+                unique.setdefault(document.path.resolve(), document._replace(source=source))
         if paths and not unique:
             raise ValueError(f"data.{key}: no file ends in {', '.join(self.suffixes)} (data.suffixes) in {paths}")
         return list(unique.values())
@@ -106,12 +112,15 @@ class TextConfig(TokenDataConfig):
         path = self._tokenizer_path()
         return ByteEncoder(self.separator) if path is None else TokenizerEncoder(path, self.separator)
 
-    def _encode(self, encoder: Encoder, training: list[Document], validation: list[Document]) -> tuple[Tokens, Tokens]:
-        tokens = encode_documents(training, encoder)
+    def _encode(
+        self, encoder: Encoder, training: list[Document], validation: list[Document]
+    ) -> tuple[EncodedDocuments, EncodedDocuments]:
+        train = encode_documents(training, encoder)
         if validation:
-            return tokens, encode_documents(validation, encoder)
+            return train, encode_documents(validation, encoder)
+        tokens = train.tokens
         cut = len(tokens) - max(1, round(len(tokens) * self.validation_ratio))
-        return tokens[:cut], tokens[cut:]
+        return train._replace(tokens=tokens[:cut]), train._replace(tokens=tokens[cut:])
 
     def _describe(self, documents: list[Document]) -> str:
         num_bytes = sum(each.path.stat().st_size for each in documents)
@@ -123,4 +132,4 @@ class TextConfig(TokenDataConfig):
 def _documents_at(place: Path, suffixes: list[str]) -> list[Document]:
     if place.is_dir():
         return find_documents(place, [suffix.lower() for suffix in suffixes], skip=lambda name: name.startswith("."))
-    return [Document(place.name, place)]
+    return [Document(place.name, place, source=str(place))]

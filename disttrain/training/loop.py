@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from disttrain.component import UserError
-from disttrain.data import Corpus, Dataset, EpochOrder, microbatches, share
+from disttrain.data import Corpus, Dataset, EpochOrder, Order, PartitionedOrder, make_order, microbatches, share
+from disttrain.data.partitions import report
 from disttrain.objectives import Objective
 from disttrain.optim import GroupRow, table
 from disttrain.recording.progress import PEAK_FLOPS
@@ -28,9 +29,9 @@ def fit(session: Session) -> dict[str, Any]:
     corpus = _load(session)
     objective = session.config.objective.build()
     objective.check(corpus.task)
-    order = EpochOrder(len(corpus.train), session.config.training.seed)
+    order = _order(session, corpus)
     session.prepare(_build_model(session, corpus))
-    _announce(session, corpus)
+    _announce(session, corpus, order)
     session.resume()
     try:
         for _ in steps(session, corpus, objective, order):
@@ -42,7 +43,7 @@ def fit(session: Session) -> dict[str, Any]:
     return session.close(**final)
 
 
-def steps(session: Session, corpus: Corpus, objective: Objective, order: EpochOrder) -> Iterator[int]:
+def steps(session: Session, corpus: Corpus, objective: Objective, order: Order) -> Iterator[int]:
     """Make the run's steps one after another, yielding the number of each when it is over."""
     training = session.config.training
     tokens = training.batch_size * corpus.task.units_per_sample
@@ -90,10 +91,24 @@ def _load(session: Session) -> Corpus:
         corpus = session.config.data.build(session.config.training.seed)
     except ValueError as error:
         raise UserError(str(error)) from error
-    for rank, facts in enumerate(exchange_facts(session.world, {"corpus": corpus.fingerprint}, session.device)):
-        if facts["corpus"] != corpus.fingerprint:
-            raise UserError(f"worker {rank} has other data than worker {session.world.rank}: compare their files")
+    if (rank := _differs(session, corpus.fingerprint)) is not None:
+        raise UserError(f"worker {rank} has other data than worker {session.world.rank}: compare their files")
     return corpus
+
+
+def _order(session: Session, corpus: Corpus) -> Order:
+    """Who trains on what, and when; every worker must divide the data alike."""
+    config = session.config
+    order = make_order(config.partition, corpus.train, session.world.size, config.training.seed)
+    if isinstance(order, PartitionedOrder) and (rank := _differs(session, order.fingerprint)) is not None:
+        raise UserError(f"worker {rank} divides the data otherwise than worker {session.world.rank}: compare numpy versions")
+    return order
+
+
+def _differs(session: Session, fingerprint: str) -> int | None:
+    """The first worker whose fingerprint is another one."""
+    everybody = exchange_facts(session.world, {"fingerprint": fingerprint}, session.device)
+    return next((rank for rank, facts in enumerate(everybody) if facts["fingerprint"] != fingerprint), None)
 
 
 def _build_model(session: Session, corpus: Corpus) -> nn.Module:
@@ -103,12 +118,14 @@ def _build_model(session: Session, corpus: Corpus) -> nn.Module:
         raise UserError(str(error)) from error
 
 
-def _announce(session: Session, corpus: Corpus) -> None:
+def _announce(session: Session, corpus: Corpus, order: Order) -> None:
     """Say once what was decided."""
     config, display, module = session.config, session.display, session.model.module
     session.unit = display.unit = corpus.unit
     numel = sum(p.numel() for p in module.parameters())
     display.say(f"data      {corpus.description}")
+    if isinstance(order, PartitionedOrder):
+        display.say(f"partition {config.partition.name}: {report(order.parts, corpus.train)}")
     display.say(f"model     {config.model.name}, {numel:,} parameters")
     workers = "1 worker" if session.world.size == 1 else f"{session.world.size} workers"
     display.say(f"strategy  {config.strategy.name}, {workers} on {session.device.type}")
@@ -118,11 +135,11 @@ def _announce(session: Session, corpus: Corpus) -> None:
     session.peak_flops = PEAK_FLOPS.get(torch.cuda.get_device_name()) if session.device.type == "cuda" else None
 
 
-def _own_indices(session: Session, order: EpochOrder, step: int) -> Tensor:
-    return share(order.batch_indices(step, session.config.training.batch_size), session.world.rank, session.world.size)
+def _own_indices(session: Session, order: Order, step: int) -> Tensor:
+    return order.batch(step, session.config.training.batch_size, session.world.ids)[0]
 
 
-def _forward_backward(session: Session, objective: Objective, dataset: Dataset, order: EpochOrder) -> Tensor:
+def _forward_backward(session: Session, objective: Objective, dataset: Dataset, order: Order) -> Tensor:
     """This worker's part of a step, in microbatches; only the last one's backward exchanges. Returns the mean loss."""
     passes = session.config.training.gradient_accumulation
     parts = microbatches(_own_indices(session, order, session.step), passes)
@@ -147,6 +164,6 @@ def _to(device: torch.device, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Ten
     return batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
 
 
-def _training_inputs(session: Session, dataset: Dataset, order: EpochOrder) -> Iterator[Tensor]:
+def _training_inputs(session: Session, dataset: Dataset, order: Order) -> Iterator[Tensor]:
     for step in count():
         yield _to(session.device, dataset.batch(_own_indices(session, order, step)))[0]

@@ -136,10 +136,10 @@ class Session:
         facts = snapshot.shared_facts
         for key, old, new in refuse_other_run(facts["config"], self.config.model_dump(mode="json")):
             self.display.say(f"note: {key} is {new} now, was {old}")
-        if facts["workers"] != self.world.size and not self.strategy.replicated:
+        if facts["workers"] != self.world.size and (own := self._what_workers_own()):
             raise UserError(
                 f"the checkpoint of step {step} is of {facts['workers']} workers, this run has {self.world.size}: under "
-                f"strategy.name={self.config.strategy.name} each worker has a model of its own, so their number must stay"
+                f"{own} of its own, so their number must stay"
             )
         self._state.restore(snapshot)
         self.world.traffic.restore(snapshot.local_facts["traffic"])
@@ -156,6 +156,13 @@ class Session:
         furthest = self.world.gather(torch.tensor([[self.step]], device=self.device)).max()
         self._no_checkpoint_until = int(furthest)  # workers without lockstep may have stopped at different steps
         self.display.say(f"continuing from step {step} of {self._store.directory}")
+
+    def _what_workers_own(self) -> str:
+        """Why the number of workers cannot change, if there is a reason."""
+        if not self.strategy.replicated:
+            return f"strategy.name={self.config.strategy.name} each worker has a model"
+        name = self.config.partition.name
+        return "" if name == "none" else f"partition.name={name} each worker has samples"
 
     def _open_records(self, step: int) -> None:
         if self.world.rank != 0:

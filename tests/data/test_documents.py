@@ -13,7 +13,7 @@ ratios = st.floats(0.01, 0.99)
 
 
 def documents(names):
-    return [Document(name, Path(name)) for name in names]
+    return [Document(name, Path(name), source=name) for name in names]
 
 
 @given(names, ratios)
@@ -27,7 +27,7 @@ def test_a_split_is_a_partition_with_two_sides(names, ratio):
 @given(names, ratios, st.randoms())
 def test_a_split_depends_on_names_alone(names, ratio, random):
     shuffled = random.sample(names, len(names))
-    elsewhere = [Document(name, Path("/elsewhere", name)) for name in shuffled]
+    elsewhere = [Document(name, Path("/elsewhere", name), source=name) for name in shuffled]
     for here, there in zip(split_documents(documents(names), ratio), split_documents(elsewhere, ratio), strict=True):
         assert {each.name for each in here} == {each.name for each in there}
 

@@ -137,6 +137,7 @@ def test_a_checkpoint_of_another_model_is_refused(launched, tmp_path):
         ("training.seed=1", "training.seed: 0 there, 1 here"),
         ("training.batch_size=16", "training.batch_size: 8 there, 16 here"),
         ("data.sequence_length=16", "data.sequence_length: 32 there, 16 here"),
+        ("partition.name=iid", "partition.name: none there, iid here"),
     ],
 )
 def test_what_would_make_it_another_run_is_refused(launched, tmp_path, change, words):
