@@ -76,6 +76,7 @@ class WorkerGradients:
         self._objective = objective
         self._seed = seed
         self._generators: list[Tensor] = []
+        self._accumulate = False
         self.method: Method = "loop"
 
     def __call__(self, inputs: Tensor, targets: Tensor, passes: int = 1, accumulate: bool = False) -> Tensor:
@@ -87,8 +88,9 @@ class WorkerGradients:
             passes: losses are divided by it, where gradients are accumulated over so many.
             accumulate: add to the gradients that are there.
         """
-        if not accumulate:
-            self._replicas.g.zero_()
+        if self.method == "loop" and not accumulate:
+            self._replicas.g.zero_()  # backward only ever adds
+        self._accumulate = accumulate
         step = self._loop if self.method == "loop" else self._chunk_by_vmap if self.method == "vmap" else self._chunk_by_forward
         parts = []
         for start in range(0, len(inputs), self._chunk):
@@ -136,7 +138,7 @@ class WorkerGradients:
             return value / passes
 
         gradients, losses = vmap(grad_and_value(loss))(self._parameters(rows), self._buffers(rows), inputs, targets)
-        self._add(rows, gradients)
+        self._put(rows, gradients)
         own_losses: Tensor = losses
         return own_losses
 
@@ -149,7 +151,7 @@ class WorkerGradients:
         with self._autocast():
             losses = vmap(loss)(parameters, self._buffers(rows), inputs, targets) / passes
         gradients = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True, materialize_grads=True)
-        self._add(rows, dict(zip(parameters, gradients, strict=True)))
+        self._put(rows, dict(zip(parameters, gradients, strict=True)))
         return losses.detach()
 
     def _parameters(self, rows: slice) -> dict[str, Tensor]:
@@ -158,9 +160,12 @@ class WorkerGradients:
     def _buffers(self, rows: slice) -> dict[str, Tensor]:
         return {name: stacked[rows] for name, stacked in self._replicas.buffers.items()}
 
-    def _add(self, rows: slice, gradients: dict[str, Tensor]) -> None:
+    def _put(self, rows: slice, gradients: dict[str, Tensor]) -> None:
         for name, place in self._replicas.layout.named(self._replicas.g[rows]):
-            place += gradients[name]
+            if self._accumulate:
+                place += gradients[name]
+            else:
+                place.copy_(gradients[name])
 
     # --- randomness --------------------------------------------------------------------------------------------------
 

@@ -98,7 +98,7 @@ class Simulation:
         self._engine = self._build_engine()
         self._order = make_order(config.partition, self._corpus.train, options.workers, training.seed)
         self._step = 0
-        inputs, targets = self._microbatches(0)[0]
+        inputs, targets = self.microbatches(0)[0]
         self.memory = self._forecast(inputs[0], targets[0], options.chunk)
         self._gradients = WorkerGradients(self._replicas, self._objective, training.seed, self.memory.chunk, self._autocast)
         self.choice = self._gradients.choose(inputs, targets, options.gradients)
@@ -162,7 +162,7 @@ class Simulation:
         recorder = self._open_records()
         try:
             while self._step < training.steps and not self._stop_request:
-                self._make_step()
+                self.step()
                 due = training.validate_every and self._step % training.validate_every == 0 and self._step < training.steps
                 measured = self._validate(self._strategy.evaluation()) if due else {}
                 if due or (self._step % config.recording.log_every == 0 and self._step < training.steps):
@@ -171,8 +171,9 @@ class Simulation:
             self._display.close()
         return self._close(recorder)
 
-    def _make_step(self) -> None:
-        parts, total = self._microbatches(self._step), torch.zeros(self._world.size)
+    def step(self) -> None:
+        """One step of all workers, unrecorded."""
+        parts, total = self.microbatches(self._step), torch.zeros(self._world.size)
         for number, (inputs, targets) in enumerate(parts):
             total += self._gradients(inputs, targets, len(parts), accumulate=number > 0)
         self._engine.step(self._replicas.g)
@@ -186,7 +187,7 @@ class Simulation:
                 f"diverged: worker {worker}'s gradients have not been finite for {MOST_SKIPS} steps, up to step {self._step}"
             )
 
-    def _microbatches(self, step: int) -> list[tuple[Tensor, Tensor]]:
+    def microbatches(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """Inputs and targets ``[N, b, ...]`` of each forward and backward pass of a step."""
         training, world = self._config.training, self._world
         indices = self._order.batch(step, training.batch_size, world.ids)
@@ -312,4 +313,4 @@ class Simulation:
     def _training_inputs(self) -> Iterator[Tensor]:
         """Worker 0's batches, from the first step on."""
         for step in count():
-            yield self._microbatches(step)[0][0][0]
+            yield self.microbatches(step)[0][0][0]
