@@ -19,7 +19,7 @@ from torch import Tensor
 
 from disttrain.component import UserError
 from disttrain.config import ConfigError, LoadedConfig, dump
-from disttrain.data import Corpus, EpochOrder
+from disttrain.data import Corpus, make_order
 from disttrain.launch.shutdown import StopRequest
 from disttrain.launch.start import start_cpu
 from disttrain.optim import GroupRow, table
@@ -41,20 +41,6 @@ from disttrain.training.seeds import seed_model
 from disttrain.training.session import MOST_SKIPS, peak_memory_bytes
 from disttrain.worlds import StackedWorld
 from disttrain.worlds.traffic import all_reduce_wire_bytes
-
-
-class _Shim:
-    report = ""
-
-    def __init__(self, n, size, seed):
-        self.o, self.size = EpochOrder(n, seed), size
-
-    def batch(self, step, batch_size, workers):
-        return self.o.batch_indices(step, batch_size).view(self.size, -1)[workers]
-
-
-def make_order(partition, dataset, size, seed):
-    return _Shim(len(dataset), size, seed)
 
 
 @dataclass(frozen=True)
@@ -109,7 +95,7 @@ class Simulation:
         self._table = table(config.optimizer.build(self._replicas.template))
         self._world, self._strategy = StackedWorld(options.workers, config.launch.debug), config.strategy.build()
         self._engine = self._build_engine()
-        self._order = make_order(None, self._corpus.train, options.workers, training.seed)
+        self._order = make_order(config.partition, self._corpus.train, options.workers, training.seed)
         self._step = 0
         inputs, targets = self._microbatches(0)[0]
         self.memory = self._forecast(inputs[0], targets[0], options.chunk)
