@@ -1,5 +1,6 @@
 """Settings of all tests: one thread each (the machine's cores are for the workers), and no deadline on a noisy machine."""
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -11,3 +12,10 @@ torch.set_num_threads(1)
 avoid_broken_amx()
 
 pytest_plugins = ["tests.kit", "tests.parity"]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"workers", "launched"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.multiprocess)

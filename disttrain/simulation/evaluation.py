@@ -66,5 +66,7 @@ def validate(replicas: Replicas, exported: Tensor, validation: Validation) -> tu
 
 def consensus_distance(x: Tensor) -> float:
     """How far models ``x [N, d]`` are apart: the mean over workers of ‖xᵢ − x̄‖², summed in fp64."""
-    mean = rank_ordered_mean(x)
-    return sum(float((row - mean).double().square().sum()) for row in x) / len(x)
+    first, offset = x[0].double(), torch.zeros(x.shape[1], dtype=torch.float64)
+    for row in x:
+        offset += (row - first) / len(x)  # from one of them, so that equal rows are at no distance at all
+    return sum(float((row - first - offset).square().sum()) for row in x) / len(x)

@@ -82,10 +82,11 @@ def activation_bytes(
     module: nn.Module, objective: Objective, batch: tuple[Tensor, Tensor], autocast: Callable[[], AbstractContextManager[Any]]
 ) -> int:
     """What one worker's forward pass keeps for backward, besides the parameters; the module's buffers may change."""
+    # A parameter costs nothing more; of a storage that many views share, such as the inputs', only what is seen counts.
     kept: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in module.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.numel() * tensor.element_size())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast():

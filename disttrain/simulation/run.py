@@ -138,8 +138,8 @@ class Simulation:
         display.say(f"data      {self._corpus.description}")
         display.say(f"model     {config.model.name}, {layout.numel:,} trainable parameters")
         display.say(f"strategy  {config.strategy.name}, {self._world.size:,} simulated workers")
-        if report := self._order.report:
-            display.say(f"partition {report}")
+        if self._order.report:
+            display.say(f"partition {self._order.report}")
         rows = [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) for row in self._table]
         display.table(GroupRow._fields, rows)
         together = "all rows in one step" if self._engine.optimizer.elementwise else "an instance for each worker"

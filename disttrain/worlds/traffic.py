@@ -1,7 +1,8 @@
 """What one worker hands to the network, what its interface sends for it, and how long it waits.
 
 ``wire_bytes`` follows from the algorithm of the collective: gloo and nccl all-reduce and all-gather over rings. Headers of
-TCP/IP and of the backend's messages are not in the formulas; a test holds them against the interface's own counter.
+TCP/IP and of the backend's messages are not in the formulas; a test holds them against the kernel's count
+of what each worker's connections sent.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ def exchange_wire_bytes(payload_bytes: int, num_receivers: int) -> int:
 
 
 def broadcast_wire_bytes(payload_bytes: int, rank: int, world_size: int) -> int:
-    """Sent by ``rank`` in a broadcast from worker 0 down a binomial tree: one payload to each of its children."""
+    """Sent by ``rank`` in a broadcast from worker 0 down gloo's binomial tree: one payload to each of its children.
+
+    On level l the 2^l workers that have the payload send it to those 2^l ranks further on.
+    """
     levels = range((world_size - 1).bit_length())
-    children = sum(rank % 2 ** (level + 1) == 0 and rank + 2**level < world_size for level in levels)
+    children = sum(rank < 2**level and rank + 2**level < world_size for level in levels)
     return payload_bytes * int(children)

@@ -1,5 +1,11 @@
 """A world of gloo processes: its primitives, and the bytes that it says they cost."""
 
+import os
+import socket
+import struct
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -30,10 +36,26 @@ def test_primitives(workers, size):
         assert result["flat"].flatten().tolist() == [rank for rank in range(size) for _ in range(3)]
 
 
-def interface_bytes():
-    """Sent so far by the loopback interface: every worker's bytes cross it once."""
-    with open("/sys/class/net/lo/statistics/tx_bytes") as file:
-        return int(file.read())
+def bytes_sent():
+    """By this process through its TCP connections, as the kernel counts them, without what a busy machine sent twice.
+
+    Not the loopback interface's counter, to which every other process on the machine adds.
+    """
+    total = 0
+    for place in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the descriptor of this very listing
+            if os.readlink(place).startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(place.name))) as connection:
+                    total += bytes_sent_by(connection)
+    return total
+
+
+def bytes_sent_by(connection):
+    if connection.proto != socket.IPPROTO_TCP:
+        return 0
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 216)
+    sent, again = struct.unpack_from("QQ", info, 200)  # tcpi_bytes_sent, tcpi_bytes_retrans
+    return sent - again
 
 
 def call(world, primitive, numel):
@@ -50,22 +72,23 @@ def one_way_ring(size):
 
 
 def sent(world, primitive, numel):
-    call(world, primitive, 12)  # connections are made
+    call(world, primitive, 84)  # connections are made
     world.gather(torch.zeros(1, 1))
-    before, counted = interface_bytes(), world.traffic.wire_bytes
+    before, counted = bytes_sent(), world.traffic.wire_bytes
     for _ in range(8):
         call(world, primitive, numel)
     counted = world.traffic.wire_bytes - counted
     world.gather(torch.zeros(1, 1))  # all have sent everything
-    return interface_bytes() - before, counted
+    measured = bytes_sent() - before
+    world.gather(torch.zeros(1, 1))  # a worker that ended would take its peers' connections along
+    return measured, counted
 
 
 @pytest.mark.parametrize("primitive", ["mean", "gather", "transpose", "exchange", "broadcast"])
-@pytest.mark.parametrize("size", [2, 3, 4])
-def test_wire_bytes_are_what_the_interface_sent(workers, primitive, size):
-    results = workers(size, sent, primitive, 600_000)
-    measured, counted = max(total for total, _ in results), sum(own for _, own in results)
-    assert counted == pytest.approx(measured, rel=0.03)
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+def test_wire_bytes_are_what_each_worker_sent(workers, primitive, size):
+    for measured, counted in workers(size, sent, primitive, 252_000):
+        assert counted == pytest.approx(measured, rel=0.03, abs=20_000)  # a leaf of the broadcast sends next to nothing
 
 
 @given(st.integers(1, 300), st.integers(0, 10**6))
