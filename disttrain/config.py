@@ -29,7 +29,8 @@ from disttrain.config_errors import ConfigError, dotted, explain
 from disttrain.config_file import COMMAND_LINE, DEFAULT, Settings, apply_overrides, read_file
 from disttrain.config_sections import CheckpointConfig, LaunchConfig, RecordingConfig, RunFolderConfig, TrainingConfig
 from disttrain.config_yaml import leaves, write_yaml
-from disttrain.data import DataConfig, PartitionConfig, data_sources, partitions
+from disttrain.data import DataConfig, data_sources
+from disttrain.data.partitions import PartitionConfig, partitions
 from disttrain.models import ModelConfig, models
 from disttrain.objectives import ObjectiveConfig, objectives
 from disttrain.optim import OptimizerConfig, ScheduleConfig, optimizers, schedules

@@ -4,7 +4,6 @@ from disttrain.data.base import Corpus, DataConfig, Dataset, LabelledDataset, To
 from disttrain.data.digits import DigitsConfig
 from disttrain.data.order import EpochOrder, GlobalOrder, Order, microbatches, share
 from disttrain.data.partitioned_order import PartitionedOrder, make_order
-from disttrain.data.partitions import PartitionConfig, partitions
 from disttrain.data.python_source import PythonSourceConfig
 from disttrain.data.random_tokens import RandomTokensConfig
 from disttrain.data.text import TextConfig
@@ -18,7 +17,6 @@ __all__ = [
     "GlobalOrder",
     "LabelledDataset",
     "Order",
-    "PartitionConfig",
     "PartitionedOrder",
     "PythonSourceConfig",
     "RandomTokensConfig",
@@ -28,6 +26,5 @@ __all__ = [
     "data_sources",
     "make_order",
     "microbatches",
-    "partitions",
     "share",
 ]

@@ -19,6 +19,9 @@ from disttrain import random
 class Order(Protocol):
     """Tells which samples each worker trains on in each step."""
 
+    report: str
+    """What the partition looks like, in a sentence for the start of the run; empty where nobody owns samples."""
+
     def batch(self, step: int, batch_size: int, workers: Tensor) -> Tensor:
         """The samples of ``step`` (from 0) for some of the workers: int64 ``[L, batch_size / size]``.
 
@@ -89,7 +92,7 @@ class GlobalOrder:
     """
 
     def __init__(self, num_samples: int, size: int, seed: int, shuffle: bool = True) -> None:
-        self.size, self._epochs = size, EpochOrder(num_samples, seed, shuffle)
+        self.size, self.report, self._epochs = size, "", EpochOrder(num_samples, seed, shuffle)
 
     def batch(self, step: int, batch_size: int, workers: Tensor) -> Tensor:
         """Each worker's contiguous part of the global batch; see `Order`."""

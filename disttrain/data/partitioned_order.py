@@ -19,7 +19,7 @@ from disttrain import random
 from disttrain.component import UserError
 from disttrain.data.base import Dataset, fingerprint
 from disttrain.data.order import GlobalOrder, Order, check_workers, share_size
-from disttrain.data.partitions import Part, PartitionConfig
+from disttrain.data.partitions import Part, PartitionConfig, report
 
 Ints = NDArray[np.int64]
 
@@ -41,7 +41,7 @@ def make_order(partition: PartitionConfig, dataset: Dataset, size: int, seed: in
         which = f"worker {idle[0]}" if len(idle) == 1 else f"{len(idle)} workers, such as {idle[0]},"
         raise UserError(f"partition.name={partition.name} leaves {which} without a sample to train on: "
                         "use partition.on_small=repair, a milder partition or fewer workers")  # fmt: skip
-    return PartitionedOrder(parts, seed)
+    return PartitionedOrder(parts, seed, f"{partition.name}: {report(parts, dataset)}")
 
 
 class PartitionedOrder:
@@ -52,15 +52,16 @@ class PartitionedOrder:
     Args:
         parts: of each worker, its samples, int64 ``[n_worker]``; none may be empty.
         seed: the run's.
+        report: what the partition looks like.
 
     Raises:
         ValueError: if a worker has no sample.
     """
 
-    def __init__(self, parts: Sequence[Part], seed: int) -> None:
+    def __init__(self, parts: Sequence[Part], seed: int, report: str = "") -> None:
         if empty := [worker for worker, part in enumerate(parts) if len(part) == 0]:
             raise ValueError(f"every worker needs at least 1 sample, workers {empty} have none")
-        self.parts, self.seed = tuple(parts), seed
+        self.parts, self.seed, self.report = tuple(parts), seed, report
         self._samples = np.concatenate(self.parts)
         self._sizes = np.array([len(part) for part in parts])
         self._starts = np.cumsum(self._sizes) - self._sizes

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from disttrain.component import UserError
 from disttrain.config import ConfigError, LoadedConfig, dump
-from disttrain.data import Corpus, PartitionedOrder, make_order
-from disttrain.data.partitions import report
+from disttrain.data import Corpus, make_order
 from disttrain.launch.shutdown import StopRequest
 from disttrain.launch.start import start_cpu
 from disttrain.optim import GroupRow, table
@@ -139,8 +138,8 @@ class Simulation:
         display.say(f"data      {self._corpus.description}")
         display.say(f"model     {config.model.name}, {layout.numel:,} trainable parameters")
         display.say(f"strategy  {config.strategy.name}, {self._world.size:,} simulated workers")
-        if isinstance(self._order, PartitionedOrder):
-            display.say(f"partition {config.partition.name}: {report(self._order.parts, self._corpus.train)}")
+        if self._order.report:
+            display.say(f"partition {self._order.report}")
         rows = [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) for row in self._table]
         display.table(GroupRow._fields, rows)
         together = "all rows in one step" if self._engine.optimizer.elementwise else "an instance for each worker"

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from disttrain.component import UserError
 from disttrain.data import Corpus, Dataset, EpochOrder, Order, PartitionedOrder, make_order, microbatches, share
-from disttrain.data.partitions import report
 from disttrain.objectives import Objective
 from disttrain.optim import GroupRow, table
 from disttrain.recording.progress import PEAK_FLOPS
@@ -124,8 +123,8 @@ def _announce(session: Session, corpus: Corpus, order: Order) -> None:
     session.unit = display.unit = corpus.unit
     numel = sum(p.numel() for p in module.parameters())
     display.say(f"data      {corpus.description}")
-    if isinstance(order, PartitionedOrder):
-        display.say(f"partition {config.partition.name}: {report(order.parts, corpus.train)}")
+    if order.report:
+        display.say(f"partition {order.report}")
     display.say(f"model     {config.model.name}, {numel:,} parameters")
     workers = "1 worker" if session.world.size == 1 else f"{session.world.size} workers"
     display.say(f"strategy  {config.strategy.name}, {workers} on {session.device.type}")

@@ -168,12 +168,15 @@ def dataset(num_samples=40):
 
 
 def test_without_a_partition_workers_share_the_global_batch():
-    batch = make_order(NoneConfig(), dataset(), 4, seed=3).batch(0, 40, torch.arange(4))
+    order = make_order(NoneConfig(), dataset(), 4, seed=3)
+    batch = order.batch(0, 40, torch.arange(4))
+    assert order.report == ""
     assert batch.flatten().tolist() == permutation(40, 3, 0).tolist()
 
 
 def test_with_a_partition_workers_keep_to_their_own():
     order = make_order(IidConfig(), dataset(), 4, seed=3)
+    assert order.report.startswith("iid: 40 samples among 4 workers, each owns 10, of ")
     seen = [Counter(order.batch(step, 8, torch.arange(4)).flatten().tolist()) for step in range(10)]
     assert sum(seen[:5], Counter()) == Counter(range(40))
     rows = torch.cat([order.batch(step, 8, torch.arange(4)) for step in range(10)], dim=1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from disttrain.component import UserError
-from disttrain.data import Dataset, RandomTokensConfig, partitions
+from disttrain.data import Dataset, RandomTokensConfig
 from disttrain.data.partitions import (
     ClientDirichletConfig,
     DirichletConfig,
@@ -17,6 +17,7 @@ from disttrain.data.partitions import (
     QuantitySkewConfig,
     ShardsConfig,
     SourceConfig,
+    partitions,
     report,
 )
 from disttrain.data.partitions.rounding import largest_remainder
