@@ -1,5 +1,7 @@
 """Lanes: what is started together arrives in order, apart from everything else, and equals what rows would compute."""
 
+import os
+import signal
 import threading
 import time
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from disttrain.launch.shutdown import describe
 from disttrain.worlds import LaneError, MixingRound, StackedWorld, TorchWorld
 
 RING = MixingRound(torch.tensor([[3, 1], [0, 2], [1, 3], [2, 0]]))
@@ -264,3 +267,20 @@ def groups_made(world):
 
 def test_a_lane_of_processes_has_a_group_of_its_own(workers):
     assert workers(2, groups_made) == [1, 1]
+
+
+def peer_lost_in_flight(world):
+    lane = world.lane("outer")
+    lane.gather(torch.zeros(1, 1))
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    start = time.monotonic()
+    try:
+        lane.start(lane.gather, torch.zeros(1, 1)).take()
+    except RuntimeError as error:
+        raise RuntimeError(f"{describe(error)[0]} after {time.monotonic() - start:.1f} s") from error
+
+
+def test_a_lost_peer_is_told_by_take_at_once(workers):
+    with pytest.raises(AssertionError, match=r"RuntimeError: peer after [0-4]\.\d s"):
+        workers(2, peer_lost_in_flight)
