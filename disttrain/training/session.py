@@ -289,12 +289,8 @@ class Session:
         return lambda update: schedule.multiplier(update, total)
 
     def _save(self) -> None:
-        facts = {
-            "workers": self.world.size,
-            "tokens": self._tokens,
-            "seconds": self._seconds(),
-            "config": self.config.model_dump(mode="json"),
-        }
+        config = self.config.model_dump(mode="json")
+        facts = {"workers": self.world.size, "tokens": self._tokens, "seconds": self._seconds(), "config": config}
         own = {
             "traffic": self.world.traffic.state(),
             "interface": self._interface.counts(),
@@ -337,8 +333,8 @@ class Session:
         speed = (self._tokens - self._logged_tokens) / (now - self._logged_at)
         seconds_left = (self.config.training.steps - self.step) * (now - self._logged_at) / max(1, self.step - self._logged_step)
         self._logged_at, self._logged_step, self._logged_tokens = now, self.step, self._tokens
-        extra: dict[str, Any] = self._extra | self._interface.counts() | ({"compute": "emulated"} if self.emulated else {})
-        self._extra = {}
+        how = {"compute": "emulated"} if self.emulated else {}
+        extra, self._extra = {**self._extra, **self._interface.counts(), **how}, {}
         if self.flops_per_token and self.peak_flops:
             extra["mfu"] = speed * self.flops_per_token / (self.peak_flops * self.world.size)
         traffic, counts = self.world.traffic, self.optimizer.counts
