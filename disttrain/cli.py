@@ -54,6 +54,16 @@ def _parser() -> argparse.ArgumentParser:
         help="how gradients are computed (default: the fastest in a short trial)",
     )
     _add_config(simulate, _simulate)
+    emulate = commands.add_parser(
+        "emulate", help="train over links of a given bandwidth", description=_emulate.__doc__, allow_abbrev=False
+    )
+    emulate.add_argument("--workers", type=_positive, required=True, metavar="N", help="processes to start")
+    emulate.add_argument("--bandwidth", required=True, metavar="SPEC", help="of each worker's link, such as 100mbit; "
+                         "100mbit/10mbit: to and from the worker; several, with commas between: one for each worker")  # fmt: skip
+    emulate.add_argument("--step-time", metavar="TIME", help="emulate compute too: a step takes so long, such as 50ms")
+    emulate.add_argument("--events", metavar="FILE", help="a YAML file of what happens during the run")
+    emulate.add_argument("--max-restarts", type=_natural, default=0, metavar="N", help="restarts after failures (default 0)")
+    _add_config(emulate, _emulate)
     config = commands.add_parser("config", help="look at a config").add_subparsers(required=True, metavar="COMMAND")
     show_parser = config.add_parser("show", help="the resolved config", description=_show.__doc__, allow_abbrev=False)
     _add_config(show_parser, _show)
@@ -70,15 +80,46 @@ def _train(parsed: argparse.Namespace) -> int:
     """Train the config's model over N worker processes of this host; for several hosts start torchrun on each of them."""
     from disttrain.launch.agent import train  # seconds of imports that a mistake in the config should not wait for
 
-    loaded = load_config(parsed.config, parsed.overrides)
-    loaded.config.check_world(parsed.workers)
-    loaded.config.check_data()
+    loaded = _checked(parsed)
     with _claimed_folder(loaded) as folder:
-        new = [f"run.directory={folder.path}"] if loaded.config.run.directory is None else []
-        code = train(parsed.config, [*parsed.overrides, *new], folder.path, parsed.workers, parsed.max_restarts)
+        overrides = _with_directory(parsed.overrides, loaded, folder)
+        code = train(parsed.config, overrides, folder.path, parsed.workers, parsed.max_restarts)
         if code == USERS_MISTAKE:
             raise _Told
     return code
+
+
+def _emulate(parsed: argparse.Namespace) -> int:
+    """Train over N worker processes of this host, each in a network namespace of its own, joined by links of the given
+    bandwidth. Linux and root only. Bandwidth is emulated; latency and loss are not. Leaves nothing behind, however it ends."""
+    from disttrain.emulation.command import check_config, check_options, make_plan, settings
+    from disttrain.emulation.outside import emulate
+    from disttrain.emulation.requirements import check_machine
+
+    links, events = check_options(parsed.workers, parsed.bandwidth, parsed.events)
+    parsed.overrides += settings(parsed.step_time)
+    loaded = _checked(parsed)
+    check_config(loaded.config)
+    check_machine()
+    with _claimed_folder(loaded) as folder:
+        overrides = _with_directory(parsed.overrides, loaded, folder)
+        code = emulate(make_plan(loaded, overrides, folder.path, links, events, parsed.max_restarts))
+        if code == USERS_MISTAKE:
+            raise _Told
+    return code
+
+
+def _checked(parsed: argparse.Namespace) -> LoadedConfig:
+    """The config, with everything checked that can be before a worker process starts."""
+    loaded = load_config(parsed.config, parsed.overrides)
+    loaded.config.check_world(parsed.workers)
+    loaded.config.check_data()
+    return loaded
+
+
+def _with_directory(overrides: Sequence[str], loaded: LoadedConfig, folder: RunFolder) -> list[str]:
+    """The overrides for worker processes, which must all know a new folder."""
+    return [*overrides, *([f"run.directory={folder.path}"] if loaded.config.run.directory is None else [])]
 
 
 def _simulate(parsed: argparse.Namespace) -> int:

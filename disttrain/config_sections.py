@@ -123,6 +123,9 @@ class LaunchConfig(Config):
     """Check in every exchange that all workers call the same, and that strategies obey the rules of lanes; slower."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
+    emulated_step_time: Annotated[Duration, Field(gt=0)] | None = None
+    """Pretend that a step's forward and backward take this long, and compute nothing: the exchange is real, the model is not
+    trained. null: compute."""
 
     @field_validator("device")
     @classmethod

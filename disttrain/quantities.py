@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them in a config: ``25MiB``, ``64kB``, ``50ms``, ``5min``.
+"""Sizes, durations and bit rates as people write them: ``25MiB``, ``64kB``, ``50ms``, ``5min``, ``100mbit``.
 
 :data:`Size` and :data:`Duration` are field types. They validate from text with a unit, or from a plain number (bytes,
 seconds); they serialise to the shortest text that reads back as exactly the same value.
@@ -32,6 +32,7 @@ DURATION_UNITS: Mapping[str, Decimal] = {
     "min": Decimal(60),
     "h": Decimal(3600),
 }
+BIT_RATE_UNITS: Mapping[str, int] = {"kbit": 1000, "mbit": 1000**2, "gbit": 1000**3}  # per second, as tc(8) writes them
 LONGEST_TEXT = 12  # a text longer than this reads worse than the number
 
 
@@ -56,6 +57,24 @@ def parse_duration(text: str) -> float:
     """
     amount, unit = _split(text, DURATION_UNITS, "a duration such as 50ms, 300s, 5min or a number of seconds")
     return float(amount * DURATION_UNITS[unit])
+
+
+def parse_bit_rate(text: str) -> int:
+    """The bits per second that ``text`` names: ``100mbit`` or ``2.5gbit``. Units are decimal; bytes per second are refused.
+
+    Raises:
+        ValueError: for another form, an unknown unit, zero, or a fraction of a bit.
+    """
+    amount, unit = _split(text, BIT_RATE_UNITS, "a bit rate such as 100mbit, 2.5gbit or 500kbit")
+    rate = amount * BIT_RATE_UNITS[unit]
+    if rate != int(rate) or rate == 0:
+        raise ValueError("must be a whole number of bits per second, more than 0")
+    return int(rate)
+
+
+def format_bit_rate(rate: int) -> str:
+    """The shortest text that reads back as exactly ``rate`` bits per second."""
+    return min((f"{_plain(Decimal(rate) / factor)}{unit}" for unit, factor in BIT_RATE_UNITS.items()), key=len)
 
 
 def format_size(size: int) -> str | int:

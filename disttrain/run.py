@@ -61,6 +61,7 @@ LOOPS_OWN = (
     "partition",
     "objective",
     *(f"training.{key}" for key in ("gradient_accumulation", "precision", "validate_every", "validation_batches")),
+    "launch.emulated_step_time",
 )
 """Settings that only the built-in loop follows."""
 

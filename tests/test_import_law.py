@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "disttrain"
 KNOW_TORCH_DISTRIBUTED = ("worlds/", "launch/", "strategies/attach.py")
 ORDER = [  # from the top to the bottom; a room imports from its own and lower lines only
     {"cli", "worker"},
-    {"run"},
+    {"run", "emulation"},
     {"simulation"},
     {"training"},
     {"config"},

@@ -1,4 +1,4 @@
-"""Sizes and durations read what people write, refuse what is ambiguous, and come back from their text exactly."""
+"""Sizes, durations and bit rates read what people write, refuse what is ambiguous, and come back from their text exactly."""
 
 import json
 
@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
 from disttrain.component import Config
-from disttrain.quantities import Duration, Size, format_duration, format_size, parse_duration, parse_size
+from disttrain.quantities import (
+    Duration,
+    Size,
+    format_bit_rate,
+    format_duration,
+    format_size,
+    parse_bit_rate,
+    parse_duration,
+    parse_size,
+)
 
 
 class Link(Config):
@@ -29,6 +38,19 @@ def test_decimal_and_binary_sizes(text, size):
 )
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(("text", "rate"), [("100mbit", 10**8), ("2.5 gbit", 25 * 10**8), ("1kbit", 1000), ("0.064mbit", 64_000)])
+def test_bit_rates(text, rate):
+    assert parse_bit_rate(text) == rate
+
+
+@pytest.mark.parametrize(
+    "text", ["", "100", "100mb", "100Mbit", "100mbit/s", "0mbit", "-1mbit", "0.0001kbit", "1e3kbit", "100MB"]
+)
+def test_what_is_no_bit_rate_is_refused(text):
+    with pytest.raises(ValueError, match="must be a"):
+        parse_bit_rate(text)
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "5", "-5MiB", "5 parsecs", "100mb", "5MiB/s", "٥MiB", "1e3kB", "0.3B"])
@@ -55,7 +77,13 @@ def test_a_duration_reads_back_as_itself(seconds):
     assert seconds == (parse_duration(text) if isinstance(text, str) else text)
 
 
+@given(st.one_of(st.integers(1, 10**13), st.integers(1, 10**5).map(lambda n: n * 10**6)))
+def test_a_bit_rate_reads_back_as_itself(rate):
+    assert parse_bit_rate(format_bit_rate(rate)) == rate
+
+
 def test_the_shortest_text_is_written():
+    assert [format_bit_rate(rate) for rate in (64_000, 10**8, 25 * 10**8, 10**10)] == ["64kbit", "100mbit", "2.5gbit", "10gbit"]
     assert [format_size(size) for size in (0, 999, 64_000, 2**20, 25 * 2**20)] == [0, 999, "64kB", "1MiB", "25MiB"]
     assert [format_duration(t) for t in (0.0, 0.05, 300.0, 3600.0, 1 / 3)] == ["0s", "50ms", "300s", "1h", 1 / 3]
 

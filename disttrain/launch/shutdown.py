@@ -2,6 +2,8 @@
 
 Processes with a gloo group abort now and then at interpreter exit, even after the group is destroyed; leaving by ``os._exit``
 does not. On the error path the group is not destroyed, because that waits for peers that may sit in a collective.
+
+Torch, which takes seconds to import, is imported where it is needed: whoever only needs the exit codes need not wait.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import ctypes
 import gc
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -18,8 +21,6 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
-
-import torch.distributed as dist
 
 from disttrain.component import UserError
 from disttrain.launch.rank_info import RankInfo
@@ -30,8 +31,11 @@ LOST_PEER = (
     "Connection reset by peer",
     "Broken pipe",
     "Timed out waiting",
+    "socket has timed out",  # it is there, but does not answer while all meet
     "remote process exited",
 )
+WRAPPING = re.compile(r"(Got the following error when running the callback: \w+: )*(\[[^]]*\.cc:\d+\] )?")
+"""What torch and gloo put before the reason, when an error passes DDP's futures."""
 
 
 class StopRequest:
@@ -58,11 +62,11 @@ class StopRequest:
         self.signal = signal.Signals(number).name
 
 
-def stop_with_parent() -> None:
-    """Be told (SIGTERM) when the launcher is gone, so that a killed launcher leaves no orphans. Linux only."""
+def stop_with_parent(number: int = signal.SIGTERM) -> None:
+    """Get a signal when the launcher is gone, so that a killed launcher leaves no orphans. Linux only."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, number)
 
 
 def run_worker(main: Callable[[], int], info: RankInfo, folder: Callable[[], Path | None]) -> NoReturn:
@@ -85,6 +89,8 @@ def run_worker(main: Callable[[], int], info: RankInfo, folder: Callable[[], Pat
 
 def leave_world() -> None:
     """Give up the process group, after what hangs on it: a DDP that outlives its group aborts the process at exit."""
+    import torch.distributed as dist
+
     gc.collect()
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -124,6 +130,8 @@ def leave_on_errors() -> None:
             print(f"disttrain: {error}", file=sys.stderr)
             leave(USERS_MISTAKE)
         default(kind, error, trace)
+        import torch.distributed as dist
+
         if dist.is_initialized():
             leave(FAILED)  # the group is not destroyed, which waits for peers
 
@@ -136,7 +144,7 @@ def describe(error: BaseException) -> tuple[str, str]:
         return "mistake", str(error)
     first_line = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER):
-        return "peer", f"lost the connection to another worker ({first_line})"
+        return "peer", f"lost the connection to another worker ({WRAPPING.sub('', first_line)})"
     if "find_unused_parameters" in str(error):
         first_line = "some parameters got no gradient in a step; if that is meant, set strategy.find_unused_parameters=true"
     return "error", f"{type(error).__name__}: {first_line}"

@@ -84,7 +84,8 @@ class Display:
 def progress_line(record: dict[str, Any], total_steps: int, seconds_left: float | None = None, unit: str | None = None) -> str:
     """One logged step as a line: step, share, loss, accuracy and MFU where they are known, speed, bytes, time left."""
     step = record["step"]
-    parts = [f"step {step}/{total_steps} ({step / total_steps:.0%})", f"loss {_number(record['loss'])}"]
+    parts = [f"step {step}/{total_steps} ({step / total_steps:.0%})"]
+    parts.append("compute emulated" if record.get("compute") == "emulated" else f"loss {_number(record['loss'])}")
     if record.get("validation_loss") is not None:
         parts.append(f"validation {_number(record['validation_loss'])}")
     if record.get("validation_accuracy") is not None:

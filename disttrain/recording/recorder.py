@@ -68,6 +68,8 @@ def summary_lines(summary: dict[str, Any], unit: str | None) -> list[str]:
     seconds, wire, ddp = summary["seconds"], summary["wire_bytes"], summary["ddp_wire_bytes"]
     tokens = f", {summary['tokens']:,} {counted_things(unit)}" if summary["tokens"] else ""
     lines = [f"{summary['status']:<16} {summary['steps']} steps{tokens} in {readable_seconds(seconds)}"]
+    if summary.get("compute") == "emulated":
+        lines.append("compute          emulated: nothing was learned, and no weights are exported")
     if summary["validation_loss"] is not None:
         lines.append(f"validation loss  {summary['validation_loss']:.4f}{f' nats per {unit}' if unit else ''}")
     if summary.get("validation_accuracy") is not None:

@@ -26,6 +26,7 @@ from disttrain.optim import GroupRow, table
 from disttrain.optim.schedules import ConstantConfig
 from disttrain.parameters import sha256_of
 from disttrain.recording.folder import RunFolder, write_atomically
+from disttrain.recording.memory import peak_memory_bytes
 from disttrain.recording.metrics import finite_or_none
 from disttrain.recording.progress import Display
 from disttrain.recording.recorder import Recorder
@@ -38,7 +39,7 @@ from disttrain.simulation.memory import MemoryForecast, activation_bytes, foreca
 from disttrain.simulation.replicas import Replicas
 from disttrain.training.buffers import settle_buffers
 from disttrain.training.seeds import seed_model
-from disttrain.training.session import MOST_SKIPS, peak_memory_bytes
+from disttrain.training.session import MOST_SKIPS
 from disttrain.worlds import StackedWorld
 from disttrain.worlds.traffic import all_reduce_wire_bytes
 
@@ -68,6 +69,8 @@ def check(loaded: LoadedConfig, options: SimulateOptions) -> None:
         problems.append("training: resume=auto and stop_after need checkpoints, and a simulation writes none: remove them")
     if config.launch.device == "cuda" or config.launch.backend == "nccl":
         problems.append("launch: a simulation runs on the CPU: remove device=cuda and backend=nccl")
+    if config.launch.emulated_step_time is not None:
+        problems.append("launch.emulated_step_time: a simulation computes; it is `disttrain emulate` that can pretend to")
     if problems:
         raise ConfigError(problems)
 

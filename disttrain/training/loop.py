@@ -14,7 +14,9 @@ from disttrain.component import UserError
 from disttrain.data import Corpus, Dataset, EpochOrder, Order, PartitionedOrder, make_order, microbatches, share
 from disttrain.objectives import Objective
 from disttrain.optim import GroupRow, table
+from disttrain.quantities import format_duration
 from disttrain.recording.progress import PEAK_FLOPS
+from disttrain.training.emulated_compute import EmulatedObjective, emulate_compute
 from disttrain.training.meeting import exchange_facts
 from disttrain.training.session import Session
 
@@ -26,8 +28,7 @@ def fit(session: Session) -> dict[str, Any]:
         UserError: if model, data and number of workers do not fit together.
     """
     corpus = _load(session)
-    objective = session.config.objective.build()
-    objective.check(corpus.task)
+    objective = _objective(session, corpus)
     order = _order(session, corpus)
     session.prepare(_build_model(session, corpus))
     _announce(session, corpus, order)
@@ -38,20 +39,21 @@ def fit(session: Session) -> dict[str, Any]:
     finally:
         session.display.close()
     session.merge(_training_inputs(session, corpus.train, order))
-    final = validate(session, corpus.validation, objective) if session.completed else {}
+    final = validate(session, corpus.validation, objective) if session.completed and not session.emulated else {}
     return session.close(**final)
 
 
 def steps(session: Session, corpus: Corpus, objective: Objective, order: Order) -> Iterator[int]:
     """Make the run's steps one after another, yielding the number of each when it is over."""
     training = session.config.training
+    validate_every = 0 if session.emulated else training.validate_every
     tokens = training.batch_size * corpus.task.units_per_sample
     while not session.should_stop:
         loss = _forward_backward(session, objective, corpus.train, order)
         session.optimizer.step()
         session.optimizer.zero_grad()
         # The last step's validation comes after the merge.
-        due = training.validate_every and session.step % training.validate_every == 0 and not session.completed
+        due = validate_every and session.step % validate_every == 0 and not session.completed
         metrics = validate(session, corpus.validation, objective) if due else {}
         session.record(loss, tokens, log=bool(due), **metrics)
         yield session.step
@@ -110,11 +112,23 @@ def _differs(session: Session, fingerprint: str) -> int | None:
     return next((rank for rank, facts in enumerate(everybody) if facts["fingerprint"] != fingerprint), None)
 
 
+def _objective(session: Session, corpus: Corpus) -> Objective:
+    """The config's, which must fit the data even if compute is emulated and nothing is minimised."""
+    objective = session.config.objective.build()
+    objective.check(corpus.task)
+    return EmulatedObjective() if session.emulated else objective
+
+
 def _build_model(session: Session, corpus: Corpus) -> nn.Module:
+    """The config's; its parameters are real, its forward pass too unless compute is emulated."""
+    config = session.config
     try:
-        return session.config.model.build(corpus.task)
+        module = config.model.build(corpus.task)
+        if config.launch.emulated_step_time is not None:
+            emulate_compute(module, config.launch.emulated_step_time / config.training.gradient_accumulation)
     except ValueError as error:
         raise UserError(str(error)) from error
+    return module
 
 
 def _announce(session: Session, corpus: Corpus, order: Order) -> None:
@@ -128,9 +142,13 @@ def _announce(session: Session, corpus: Corpus, order: Order) -> None:
     display.say(f"model     {config.model.name}, {numel:,} parameters")
     workers = "1 worker" if session.world.size == 1 else f"{session.world.size} workers"
     display.say(f"strategy  {config.strategy.name}, {workers} on {session.device.type}")
+    if config.launch.emulated_step_time is not None:
+        seconds = format_duration(config.launch.emulated_step_time)
+        display.say(f"compute   emulated, {seconds} per step: nothing is learned, no loss is recorded, no weights are exported")
     rows = [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) for row in table(session.optimizer.inner)]
     display.table(GroupRow._fields, rows)
-    session.flops_per_token = config.model.flops_per_token(module, corpus.task)
+    if not session.emulated:
+        session.flops_per_token = config.model.flops_per_token(module, corpus.task)
     session.peak_flops = PEAK_FLOPS.get(torch.cuda.get_device_name()) if session.device.type == "cuda" else None
 
 

@@ -14,7 +14,16 @@ from disttrain.training.meeting import exchange_facts
 from disttrain.worlds import TorchWorld
 
 PASSING = ("training.resume", "training.stop_after")
-ESSENTIAL = ("model", "data", "partition", "objective", "optimizer.name", "optimizer.target", "strategy.name")
+ESSENTIAL = (
+    "model",
+    "data",
+    "partition",
+    "objective",
+    "optimizer.name",
+    "optimizer.target",
+    "strategy.name",
+    "launch.emulated_step_time",
+)
 """What a run cannot change on the way, beside the seed and the batch size, by which it finds its place in the data."""
 
 

@@ -6,7 +6,6 @@ the other workers on what must be agreed, logs, saves, and says whether to stop.
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -19,11 +18,13 @@ from torch.optim import Optimizer
 
 from disttrain.component import UserError
 from disttrain.config import RunConfig, dump
+from disttrain.launch.interface_counter import InterfaceCounter
 from disttrain.launch.shutdown import StopRequest
 from disttrain.optim.schedules import ConstantConfig
 from disttrain.parameters import sha256_of
 from disttrain.recording.checkpoint import CheckpointError, CheckpointStore
 from disttrain.recording.folder import write_atomically
+from disttrain.recording.memory import peak_memory_bytes
 from disttrain.recording.progress import Display
 from disttrain.recording.recorder import Recorder
 from disttrain.recording.trackers import WandbTracker
@@ -58,6 +59,7 @@ class Session:
         stopping: the last step: of the run, of ``training.stop_after``, or after a stop request.
         should_stop: whether it has been made.
         strategy: begun in :meth:`prepare`.
+        emulated: whether compute is, so that there is neither a loss nor a result.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class Session:
         self.strategy = config.strategy.build()
         self.display = Display(config.training.steps, world.rank == 0, self.folder.logs / "console.log")
         self.should_stop, self._resume = False, resume
+        self.emulated = config.launch.emulated_step_time is not None
+        self._interface = InterfaceCounter(config.launch.interface)
         self.unit: str | None = None
         self.flops_per_token: float | None = None
         self.peak_flops: float | None = None
@@ -143,6 +147,7 @@ class Session:
             )
         self._state.restore(snapshot)
         self.world.traffic.restore(snapshot.local_facts["traffic"])
+        self._interface.restore(snapshot.local_facts.get("interface", {}))
         self.optimizer.seconds = snapshot.local_facts["optimizer_seconds"]
         self._tokens, self._seconds_before = facts["tokens"], facts["seconds"]
         self._exposed_before = snapshot.local_facts["traffic"]["exposed_seconds"]
@@ -269,8 +274,9 @@ class Session:
         if self._recorder.last.get("step") != self.step:
             self._log()
         self.stopping.over()
-        summary = self._summary(sha256_of(weights))
-        export_weights(module, self.folder.weights)
+        summary = self._summary(None if self.emulated else sha256_of(weights))
+        if not self.emulated:
+            export_weights(module, self.folder.weights)
         self._recorder.finish(summary, self.unit)
         return summary
 
@@ -283,14 +289,11 @@ class Session:
         return lambda update: schedule.multiplier(update, total)
 
     def _save(self) -> None:
-        facts = {
-            "workers": self.world.size,
-            "tokens": self._tokens,
-            "seconds": self._seconds(),
-            "config": self.config.model_dump(mode="json"),
-        }
+        config = self.config.model_dump(mode="json")
+        facts = {"workers": self.world.size, "tokens": self._tokens, "seconds": self._seconds(), "config": config}
         own = {
             "traffic": self.world.traffic.state(),
+            "interface": self._interface.counts(),
             "optimizer_seconds": self.optimizer.seconds,
             "own_loss": self._agreement.own.state(),
             "unlogged_loss": self._agreement.loss.state(),
@@ -330,7 +333,8 @@ class Session:
         speed = (self._tokens - self._logged_tokens) / (now - self._logged_at)
         seconds_left = (self.config.training.steps - self.step) * (now - self._logged_at) / max(1, self.step - self._logged_step)
         self._logged_at, self._logged_step, self._logged_tokens = now, self.step, self._tokens
-        extra, self._extra = self._extra, {}
+        how = {"compute": "emulated"} if self.emulated else {}
+        extra, self._extra = {**self._extra, **self._interface.counts(), **how}, {}
         if self.flops_per_token and self.peak_flops:
             extra["mfu"] = speed * self.flops_per_token / (self.peak_flops * self.world.size)
         traffic, counts = self.world.traffic, self.optimizer.counts
@@ -353,7 +357,7 @@ class Session:
             seconds_left,
         )
 
-    def _summary(self, weights_sha256: str) -> dict[str, Any]:
+    def _summary(self, weights_sha256: str | None) -> dict[str, Any]:
         last, traffic = self._recorder.last if self._recorder else {}, self.world.traffic
         gradient_bytes = 4 * self.strategy.layout.numel
         return {
@@ -367,6 +371,7 @@ class Session:
             "model": type(self.model.module).__name__,
             "optimizer": type(self.optimizer.inner).__name__,
             "strategy": self.config.strategy.name,
+            "compute": "emulated" if self.emulated else "real",
             "workers": self.world.size,
             "payload_bytes": traffic.payload_bytes,
             "wire_bytes": traffic.wire_bytes,
@@ -374,7 +379,7 @@ class Session:
             "exposed_seconds": self._exposed(),
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "weights_sha256": weights_sha256,
-        }
+        } | self._interface.counts()
 
     def _start_clock(self) -> None:
         self._started = self._logged_at = time.perf_counter()
@@ -389,11 +394,3 @@ class Session:
 
     def _warn(self, text: str) -> None:
         self.display.say(f"warning: {text}")
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory that this process, or on a GPU torch, has had so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    kilobytes = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes

@@ -13,6 +13,13 @@ from disttrain.launch.shutdown import StopRequest, describe
         (RuntimeError("[../gloo/transport] Connection closed by peer [127.0.0.1]:1"), "peer", "lost the connection"),
         (RuntimeError("Timed out waiting 10000ms for recv operation to complete"), "peer", "Timed out"),
         (
+            RuntimeError(
+                2 * "Got the following error when running the callback: RuntimeError: " + "[/gloo/b.cc:78] Timed out waiting 5ms"
+            ),
+            "peer",
+            "worker (Timed out waiting 5ms)",
+        ),
+        (
             RuntimeError("Expected to have finished reduction ... find_unused_parameters=True"),
             "error",
             "strategy.find_unused_parameters",
