@@ -156,7 +156,9 @@ def test_a_worker_that_raises_is_named_first_with_its_reason(config, tmp_path):
     assert json.loads((tmp_path / "run" / "failure.rank1.json").read_text())["rank"] == 1
 
 
-@pytest.mark.parametrize(("stop", "strategy"), [(signal.SIGTERM, "ddp"), (signal.SIGINT, "local")])
+@pytest.mark.parametrize(
+    ("stop", "strategy"), [(signal.SIGTERM, "ddp"), pytest.param(signal.SIGINT, "local", marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_is_saved_and_continues_to_the_same_result(launched, config, tmp_path, stop, strategy):
     options = ("training.steps=150", "recording.log_every=1", "training.validate_every=0", f"strategy.name={strategy}")
     training = Training(config, tmp_path / "run", *options)
@@ -233,6 +235,7 @@ def test_a_resume_with_nothing_whole_exits_2(launched, config, tmp_path):
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
 def test_torchrun_and_disttrain_train_lead_to_the_same_weights(config, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = Path(__file__).parents[2] / "launchers" / "train.py"
@@ -256,6 +259,7 @@ def test_the_quickstart_learns_in_time(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_older_checkpoint_whole_and_says_so(launched, config, tmp_path):
     options = ("model.width=96", "optimizer.name=adamw", "checkpoint.every=10", "run.name=full")
     launched(2, train, config, tmp_path / "measure", *options, "training.stop_after=10")
