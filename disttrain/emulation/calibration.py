@@ -16,8 +16,7 @@ from disttrain.emulation.stop_line import StopLine
 from disttrain.emulation.workers import Workers
 
 PORT = 29_400
-REPEATS = 5
-"""Odd; on a busy machine one in four takes a third longer, for gloo passes whole segments and may wait for one."""
+REPEATS = 3
 SECONDS_EACH = 1.5
 LEAST_BYTES, MOST_BYTES = 65_536, 2**28
 LIMIT_SECONDS = 180.0
