@@ -5,8 +5,8 @@
 For 100 and 10 Mbit/s: the calibrated bandwidth against the nominal one; the time of a step against compute plus bytes by
 measured bandwidth; the bytes at the interface against ``wire_bytes``. Compute is emulated in one table and real in another, for
 which a run without communication on the same workers says what compute takes: on a busy machine the two runs differ. Then a
-link is cut for 5 s, a worker is frozen, and the command is killed; what becomes of the run, and what is left of it on the machine,
-is printed. Takes about five minutes on two cores.
+link is cut for 5 s, a worker is frozen, and the command is killed; what becomes of the run, and what is left of it on the
+machine, is printed. Takes about five minutes on two cores.
 """
 
 from __future__ import annotations
