@@ -124,8 +124,8 @@ def _with_directory(overrides: Sequence[str], loaded: LoadedConfig, folder: RunF
 
 def _simulate(parsed: argparse.Namespace) -> int:
     """Train N workers in this process, as rows of tensors: the same config, data, strategy and result as N processes."""
-    from disttrain.launch.shutdown import DONE, STOPPED, StopRequest
-    from disttrain.simulation.run import SimulateOptions, Simulation, check
+    from disttrain.launch.shutdown import DONE, FAILED, STOPPED, StopRequest
+    from disttrain.simulation.run import Diverged, SimulateOptions, Simulation, check
 
     loaded = load_config(parsed.config, parsed.overrides)
     options = SimulateOptions(parsed.workers, parsed.chunk, parsed.gradients)
@@ -136,8 +136,11 @@ def _simulate(parsed: argparse.Namespace) -> int:
     stop_request.listen()
     with _claimed_folder(loaded) as folder:
         simulation = Simulation(loaded, options, folder, stop_request)
-        simulation.announce()
-        simulation.run()
+        try:
+            simulation.run()
+        except Diverged as error:
+            print(f"disttrain: {error}", file=sys.stderr)
+            return FAILED
     return DONE if simulation.completed else STOPPED
 
 

@@ -7,7 +7,7 @@ vectors are cut into messages, and a driver may hand over whole buckets.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from disttrain.worlds.world import World
 @dataclass(frozen=True)
 class Dense:
     """The plain mean in the vector's own dtype, by the backend's all-reduce."""
+
+    temporary_copies: ClassVar[float] = 0.0
+    """Copies of all vectors that are in memory at once, beside the vectors."""
 
     def reduce(self, world: World, x: Tensor) -> Tensor:
         """``[L, d]`` to ``[1, d]``."""
@@ -35,6 +38,8 @@ class TwoPhaseCast:
     """
 
     dtype: torch.dtype
+    temporary_copies: ClassVar[float] = 2.0
+    """Rounded twice (before and after the transpose: half a copy each), and once more in fp32."""
 
     def reduce(self, world: World, x: Tensor) -> Tensor:
         """``[L, d]`` to ``[1, d]``, in ``x``'s dtype."""

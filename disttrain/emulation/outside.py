@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import os
 import signal
 import subprocess
 import sys
@@ -45,8 +47,6 @@ def _pass_on(process: subprocess.Popen[str], earlier: list[int], number: int, fr
         return
     earlier.append(number)
     assert process.stdin is not None
-    try:
-        process.stdin.write(signal.Signals(number).name + "\n")
-        process.stdin.flush()
-    except OSError:
-        pass  # it has just ended
+    # Unbuffered: a second signal may come in the middle of this.
+    with contextlib.suppress(OSError):  # it has just ended
+        os.write(process.stdin.fileno(), f"{signal.Signals(number).name}\n".encode())

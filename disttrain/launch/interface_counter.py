@@ -24,7 +24,7 @@ class InterfaceCounter:
 
     def counts(self) -> dict[str, int]:
         """``interface_sent_bytes`` and ``interface_received_bytes``; empty if nothing is counted."""
-        return {key: now - self._before[key] for key, now in self._read().items()}
+        return {key: now - self._before.get(key, now) for key, now in self._read().items()}
 
     def restore(self, counts: dict[str, int]) -> None:
         """Go on from what :meth:`counts` was in an earlier process."""

@@ -9,12 +9,14 @@ No worker's result depends on which others share its chunk, nor on how many ther
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
@@ -105,6 +107,7 @@ class WorkerGradients:
         Raises:
             UserError: if the given method cannot be used with this model.
         """
+        self._refuse_idle_parameters(inputs[0], targets[0])
         if self._draws_randomly(inputs[0], targets[0]):
             choice = Choice("loop", "the model draws random numbers, and every worker has its own generator")
             if method not in (None, "loop"):
@@ -112,8 +115,9 @@ class WorkerGradients:
             self._generators = [self._first_state(worker) for worker in range(len(self._replicas))]
         elif method is not None:
             choice = Choice(method, "as asked")
-            if isinstance(self._seconds_per_worker(method, inputs, targets), Exception):
-                raise UserError(f"--gradients {method} cannot be used: torch.func refuses this model; use loop")
+            outcome = self._seconds_per_worker(method, inputs, targets)
+            if isinstance(outcome, Exception):
+                raise UserError(f"--gradients {method} cannot be used with this model ({_first_line(outcome)}); use loop")
         else:
             choice = self._fastest(inputs, targets)
         self.method = choice.method
@@ -126,7 +130,7 @@ class WorkerGradients:
         for offset, worker in enumerate(range(rows.start, rows.stop)):
             with self._own_generator(worker):
                 with self._autocast():
-                    loss = self._objective(self._replicas.modules[worker], inputs[offset], targets[offset]) / passes
+                    loss = self._objective(self._replicas.module(worker), inputs[offset], targets[offset]) / passes
                 loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return torch.stack(losses)
@@ -169,12 +173,30 @@ class WorkerGradients:
 
     # --- randomness --------------------------------------------------------------------------------------------------
 
+    def _refuse_idle_parameters(self, inputs: Tensor, targets: Tensor) -> None:
+        """A process would never step them; stacked, a gradient of zero would (by weight decay, say)."""
+        module, state = self._replicas.fresh_module(), torch.get_rng_state()
+        with self._autocast():
+            loss = self._objective(module, inputs, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.set_rng_state(state)
+        idle = [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None]
+        if idle:
+            raise UserError(f"a simulation needs a gradient for every trainable parameter, and {idle[0]} got none: freeze it")
+
     def _draws_randomly(self, inputs: Tensor, targets: Tensor) -> bool:
-        with _unchanged(self._replicas), torch.no_grad(), self._autocast():
-            before = torch.get_rng_state()
-            self._objective(self._replicas.template, inputs, targets)
-            after = torch.get_rng_state()
-            torch.set_rng_state(before)
+        """Whether a forward pass draws from torch's generator.
+
+        Raises:
+            UserError: if it draws from Python's or numpy's, which all workers would share.
+        """
+        before, others = torch.get_rng_state(), _other_generators()
+        with torch.no_grad(), self._autocast():
+            self._objective(self._replicas.fresh_module(), inputs, targets)
+        after = torch.get_rng_state()
+        torch.set_rng_state(before)
+        if others != _other_generators():
+            raise UserError("the model draws from Python's or numpy's generator, which simulated workers share: use torch's")
         return not torch.equal(before, after)
 
     def _first_state(self, worker: int) -> Tensor:
@@ -198,7 +220,7 @@ class WorkerGradients:
         best = min(possible, key=lambda method: possible[method])
         times = ", ".join(f"{method} {1e3 * each:.3g} ms" for method, each in possible.items())
         refused = [method for method in METHODS if method not in possible]
-        note = f"; torch.func refuses this model ({_first_line(seconds[refused[0]])})" if refused else ""
+        note = f"; torch.func refuses this model: {_first_line(seconds[refused[0]])}" if refused else ""
         return Choice(best, f"fastest in a short trial, a worker's step takes: {times}{note}")
 
     def _seconds_per_worker(self, method: Method, inputs: Tensor, targets: Tensor) -> float | Exception:
@@ -212,7 +234,7 @@ class WorkerGradients:
                     start = time.perf_counter()
                     self(inputs[:workers], targets[:workers])
                     times.append((time.perf_counter() - start) / workers)
-        except (RuntimeError, ValueError, NotImplementedError) as error:
+        except Exception as error:  # whatever a model's code may raise on tensors that are not quite tensors
             if method == "loop" or isinstance(error, UserError):
                 raise
             return error
@@ -230,6 +252,12 @@ def _unchanged(replicas: Replicas) -> Iterator[None]:
     finally:
         for buffer, kept in pairs:
             buffer.copy_(kept)
+
+
+def _other_generators() -> tuple[object, ...]:
+    """The states of Python's and numpy's global generators."""
+    _, keys, position, _, _ = np.random.get_state(legacy=True)
+    return random.getstate(), tuple(map(int, keys)), position
 
 
 def _in_module(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

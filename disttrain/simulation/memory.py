@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from disttrain.objectives import Objective
+from disttrain.optim.closure import refuse_closures
+from disttrain.parameters import FlatParameters
 from disttrain.recording.progress import readable_bytes
-from disttrain.simulation.replicas import Replicas
 from disttrain.strategies.base import Strategy
+from disttrain.worlds import StackedWorld
 
 CHUNK_BYTES = 32 << 20  # activations and gradients of a chunk: more gained nothing (docs/lab_notebook.md)
 
@@ -45,48 +48,65 @@ class MemoryForecast:
 
 
 def forecast(
-    replicas: Replicas,
-    strategy: Strategy,
+    module: nn.Module,
+    num_workers: int,
+    build_strategy: Callable[[], Strategy],
     build_optimizer: Callable[[nn.Module], Optimizer],
     activation_bytes: int,
     chunk: int | None,
 ) -> MemoryForecast:
-    """What a simulation will need.
+    """What a simulation will need; found out on copies of one worker's module.
 
     Args:
-        replicas: the workers.
-        strategy: begun.
+        module: of one worker; stays as it is.
+        num_workers: N.
+        build_strategy: makes the strategy, which begins with a single worker here.
         build_optimizer: makes one worker's optimizer.
         activation_bytes: of one worker's batch, see :func:`activation_bytes`.
         chunk: workers at a time; None: as many as fit into :data:`CHUNK_BYTES`.
     """
-    copy_bytes = replicas.x.numel() * replicas.x.element_size()
-    per_worker = copy_bytes // len(replicas)
+    flat, strategy = FlatParameters(copy.deepcopy(module)), build_strategy()
+    strategy.begin(flat.x, flat.layout, StackedWorld(1))
+    per_worker = _bytes(flat.x)
     own = activation_bytes + per_worker  # a chunk's gradients exist once more before they are in place
-    chunk = chunk or max(1, min(len(replicas), CHUNK_BYTES // own))
-    held = sum(t.numel() * t.element_size() for t in (*strategy.shared.values(), *strategy.local.values()))
+    chunk = min(num_workers, chunk or max(1, CHUNK_BYTES // own))
     copies = {
         "parameters": 1.0,
         "gradients": 1.0,
-        "optimizer state": _state_bytes(replicas.template, build_optimizer) / per_worker,
-        "strategy state": held / copy_bytes,
-        "being reduced": 1.0 if strategy.reduces_gradients else 0.0,
+        "optimizer state": _state_bytes(module, build_optimizer) / per_worker,
+        "strategy state": sum(map(_bytes, strategy.local.values())) / per_worker,
+        "buffers": sum(map(_bytes, module.buffers())) / per_worker,
+        "being reduced": _copies_being_reduced(strategy),
         "temporary": 1.0,
     }
-    return MemoryForecast(
-        len(replicas), copy_bytes, {k: n for k, n in copies.items() if n}, chunk, min(chunk, len(replicas)) * own
-    )
+    return MemoryForecast(num_workers, num_workers * per_worker, {k: n for k, n in copies.items() if n}, chunk, chunk * own)
+
+
+def _copies_being_reduced(strategy: Strategy) -> float:
+    if not strategy.reduces_gradients:
+        return 0.0
+    packed = 1.0
+    return packed + (strategy.reducer.temporary_copies if strategy.reducer is not None else 0.0)
+
+
+def available_bytes() -> int | None:
+    """Memory that this machine could give to a new process without swapping; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
 
 
 def activation_bytes(
     module: nn.Module, objective: Objective, batch: tuple[Tensor, Tensor], autocast: Callable[[], AbstractContextManager[Any]]
 ) -> int:
-    """What one worker's forward pass keeps for backward, besides the parameters; the module's buffers may change."""
+    """What one worker's forward pass keeps for backward, besides the parameters; the module may change, it is to be a copy."""
     # A parameter costs nothing more; of a storage that many views share, such as the inputs', only what is seen counts.
     kept: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in module.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.numel() * tensor.element_size())
+        kept.setdefault(tensor.untyped_storage().data_ptr(), _bytes(tensor))
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast():
@@ -99,8 +119,12 @@ def _state_bytes(module: nn.Module, build_optimizer: Callable[[nn.Module], Optim
     """Bytes of one worker's optimizer state, found out on a copy of the module."""
     module = copy.deepcopy(module)
     optimizer = build_optimizer(module)
+    refuse_closures(optimizer)
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()
-    values = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    return sum(value.numel() * value.element_size() for value in values)
+    return sum(_bytes(value) for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
+from disttrain.optim.closure import refuse_closures
 from disttrain.simulation.replicas import Replicas
 
 ELEMENTWISE = (
@@ -30,11 +31,13 @@ class RowOptimizer:
         build: makes the optimizer of one worker's module; parameter groups are decided on a module, not on stacked rows.
         multiplier: learning rate as a share of the peak at a worker's update t = 0, 1, …; None leaves the rates alone.
 
+    Raises:
+        ValueError: if the optimizer cannot step without a closure, as LBFGS.
+
     Attributes:
         updates: int64 ``[N]``, how often each worker has moved.
         seconds: spent in steps.
         units: the parameters in the order of the optimizer's groups, in which torch adds up their norms.
-        first: an optimizer whose groups show what the first worker's show.
     """
 
     def __init__(
@@ -46,12 +49,13 @@ class RowOptimizer:
         self._replicas, self._build, self._multiplier = replicas, build, multiplier
         self.updates, self.seconds = torch.zeros(len(replicas), dtype=torch.int64), 0.0
         optimizer = build(replicas.template)
+        refuse_closures(optimizer)
         by_name = {unit.name: unit for unit in replicas.layout.units}
         names = {id(p): name for name, p in replicas.template.named_parameters()}
-        self.units = [by_name[names[id(p)]] for group in optimizer.param_groups for p in group["params"]]
+        self.units = [by_name[names[id(p)]] for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         self._peaks = [group["lr"] for group in optimizer.param_groups]
         self._stacked: Optimizer | None = self._stack(optimizer) if _is_elementwise(optimizer) else None
-        self._single: list[Optimizer] = [] if self._stacked else [build(module) for module in replicas.modules]
+        self._single: list[Optimizer] = [] if self._stacked else self._build_single()
 
     @property
     def first(self) -> Optimizer:
@@ -62,11 +66,6 @@ class RowOptimizer:
     def elementwise(self) -> bool:
         """Whether one optimizer steps all rows."""
         return self._stacked is not None
-
-    def state_bytes(self) -> int:
-        """Bytes of optimizer state; known after the first step."""
-        optimizers = [self._stacked] if self._stacked else self._single
-        return sum(_bytes(state) for each in optimizers for state in each.state.values())
 
     def step(self, gradients: Tensor, moves: Tensor) -> None:
         """Step the workers ``moves``, bool ``[N]``, with ``gradients``, ``[N, d]`` or ``[1, d]`` for all."""
@@ -91,10 +90,10 @@ class RowOptimizer:
         self._stacked.step()
 
     def _step_one(self, worker: int, gradient: Tensor) -> None:
-        parameters = dict(self._replicas.modules[worker].named_parameters())
+        parameters = dict(self._replicas.module(worker).named_parameters())
         own = [parameters[unit.name].grad for unit in self._replicas.layout.units]
         for unit in self._replicas.layout.units:
-            parameters[unit.name].grad = unit.of(gradient)
+            parameters[unit.name].grad = unit.of(gradient).clone()  # one that averages may be everybody's
         self._set_rates(self._single[worker], int(self.updates[worker]))
         self._single[worker].step()
         for unit, grad in zip(self._replicas.layout.units, own, strict=True):
@@ -110,18 +109,21 @@ class RowOptimizer:
         names = {id(p): name for name, p in self._replicas.template.named_parameters()}
         stacked = {unit.name: nn.Parameter(unit.of(self._replicas.x)) for unit in self._replicas.layout.units}
         for group in optimizer.param_groups:
-            group["params"] = [stacked[names[id(p)]] for p in group["params"]]
+            group["params"] = [stacked[names[id(p)]] for p in group["params"] if p.requires_grad]
         self._parameters = list(stacked.values())
         return optimizer
+
+    def _build_single(self) -> list[Optimizer]:
+        return [self._build(self._replicas.module(worker)) for worker in range(len(self._replicas))]
 
     def _split(self) -> None:
         """Go on with an optimizer for each worker, each with its part of the state."""
         assert self._stacked is not None
         names = [unit.name for unit in self._replicas.layout.units]
         states = {name: self._stacked.state[p] for name, p in zip(names, self._parameters, strict=True)}
-        self._single = [self._build(module) for module in self._replicas.modules]
-        for worker, (module, optimizer) in enumerate(zip(self._replicas.modules, self._single, strict=True)):
-            parameters = dict(module.named_parameters())
+        self._single = self._build_single()
+        for worker, optimizer in enumerate(self._single):
+            parameters = dict(self._replicas.module(worker).named_parameters())
             for name, state in states.items():
                 optimizer.state[parameters[name]] = {entry: _row(value, worker) for entry, value in state.items()}
         self._stacked = None
@@ -137,7 +139,3 @@ def _row(value: Any, worker: int) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value[worker] if value.ndim else value.clone()
-
-
-def _bytes(state: dict[str, Any]) -> int:
-    return sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor))

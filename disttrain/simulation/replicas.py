@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ class Replicas:
     Attributes:
         template: the module, its parameters in a vector of its own.
         x: ``[N, d]``, the live parameters.
-        g: ``[N, d]``, room for gradients; entries between parameters stay zero.
+        g: ``[N, d]``, room for gradients.
         buffers: the workers' buffers by name, each ``[N, ...]``.
 
     Raises:
@@ -30,6 +29,8 @@ class Replicas:
 
     def __init__(self, module: nn.Module, num_workers: int) -> None:
         self.template, self.num_workers = module, num_workers
+        self._pristine = copy.deepcopy(module)  # a module that has been run may hold what cannot be copied
+        self._modules: dict[int, nn.Module] = {}
         self._flat = FlatParameters(module)
         self.layout: Layout = self._flat.layout
         self.x = self._flat.x.repeat(num_workers, 1)
@@ -39,13 +40,20 @@ class Replicas:
     def __len__(self) -> int:
         return self.num_workers
 
-    @cached_property
-    def modules(self) -> list[nn.Module]:
-        """A module for each worker, whose parameters, gradients and buffers are views of that worker's rows."""
-        return [self._module(worker) for worker in range(self.num_workers)]
+    def module(self, worker: int) -> nn.Module:
+        """A module whose parameters, gradients and buffers are views of one worker's rows; frozen parameters are shared."""
+        if worker not in self._modules:
+            self._modules[worker] = self._build_module(worker)
+        return self._modules[worker]
 
-    def _module(self, worker: int) -> nn.Module:
-        module = copy.deepcopy(self.template)
+    def fresh_module(self) -> nn.Module:
+        """A module of its own, as all were at the start."""
+        return copy.deepcopy(self._pristine)
+
+    def _build_module(self, worker: int) -> nn.Module:
+        module = self.fresh_module()
+        for parameter, shared in zip(module.parameters(), self.template.parameters(), strict=True):
+            parameter.data = shared.data
         parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
         for unit in self.layout.units:
             parameters[unit.name].data = unit.of(self.x[worker])

@@ -6,36 +6,38 @@ number of workers the weights are those of the processes, to the bit where the g
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from disttrain.component import UserError
 from disttrain.config import ConfigError, LoadedConfig, dump
-from disttrain.data import Corpus, make_order
+from disttrain.data import make_order
 from disttrain.launch.shutdown import StopRequest
 from disttrain.launch.start import start_cpu
+from disttrain.models.base import num_trainable
 from disttrain.optim import GroupRow, table
 from disttrain.optim.schedules import ConstantConfig
 from disttrain.parameters import sha256_of
 from disttrain.recording.folder import RunFolder, write_atomically
 from disttrain.recording.memory import peak_memory_bytes
 from disttrain.recording.metrics import finite_or_none
-from disttrain.recording.progress import Display
+from disttrain.recording.progress import Display, readable_bytes
 from disttrain.recording.recorder import Recorder
 from disttrain.recording.trackers import WandbTracker
 from disttrain.recording.weights import export_weights
 from disttrain.simulation.engine import Engine
 from disttrain.simulation.evaluation import Validation, consensus_distance, validate
 from disttrain.simulation.gradients import Method, WorkerGradients
-from disttrain.simulation.memory import MemoryForecast, activation_bytes, forecast
+from disttrain.simulation.memory import MemoryForecast, activation_bytes, available_bytes, forecast
 from disttrain.simulation.replicas import Replicas
 from disttrain.training.buffers import settle_buffers
 from disttrain.training.seeds import seed_model
@@ -75,6 +77,10 @@ def check(loaded: LoadedConfig, options: SimulateOptions) -> None:
         raise ConfigError(problems)
 
 
+class Diverged(RuntimeError):
+    """Training has led nowhere; the message says who and when."""
+
+
 class Simulation:
     """A run of N workers as rows.
 
@@ -83,6 +89,9 @@ class Simulation:
         options: the command line's.
         folder: claimed.
         stop_request: becomes true when the process is asked to stop.
+
+    Raises:
+        UserError: if model, data, optimizer and number of workers do not fit together, or not into memory.
     """
 
     def __init__(self, loaded: LoadedConfig, options: SimulateOptions, folder: RunFolder, stop_request: StopRequest) -> None:
@@ -90,37 +99,30 @@ class Simulation:
         self._folder, self._stop_request, training = folder, stop_request, config.training
         start_cpu(config.launch.threads, local_world_size=1)
         self._display = Display(training.steps, True, folder.logs / "console.log")
-        self._corpus = self._load()
         self._objective = config.objective.build()
-        self._objective.check(self._corpus.task)
-        seed_model(training.seed)
-        self._replicas = self._replicate(options.workers)
-        self._table = table(config.optimizer.build(self._replicas.template))
-        self._world, self._strategy = StackedWorld(options.workers, config.launch.debug), config.strategy.build()
-        self._engine = self._build_engine()
-        self._order = make_order(config.partition, self._corpus.train, options.workers, training.seed)
+        self._world = StackedWorld(options.workers, config.launch.debug)
+        with _users_mistakes():
+            self._corpus = config.data.build(training.seed)
+            self._objective.check(self._corpus.task)
+            self._order = make_order(config.partition, self._corpus.train, options.workers, training.seed)
+            seed_model(training.seed)
+            module = config.model.build(self._corpus.task)
+            self._say_what(module)
+            self.memory = self._forecast(module, options.chunk)
+            self._display.say(f"memory    {self.memory}")
+            self._replicas = Replicas(module, options.workers)
+            self._strategy = config.strategy.build()
+            self._engine = self._build_engine()
         self._step = 0
         inputs, targets = self.microbatches(0)[0]
-        self.memory = self._forecast(inputs[0], targets[0], options.chunk)
         self._gradients = WorkerGradients(self._replicas, self._objective, training.seed, self.memory.chunk, self._autocast)
         self.choice = self._gradients.choose(inputs, targets, options.gradients)
+        self._say_how()
         self._losses, self._unlogged = torch.zeros(options.workers), 0
         self._started = self._logged_at = time.perf_counter()
         self._logged_step = 0
 
     # --- before training ---------------------------------------------------------------------------------------------
-
-    def _load(self) -> Corpus:
-        try:
-            return self._config.data.build(self._config.training.seed)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
-    def _replicate(self, workers: int) -> Replicas:
-        try:
-            return Replicas(self._config.model.build(self._corpus.task), workers)
-        except ValueError as error:
-            raise UserError(str(error)) from error
 
     def _build_engine(self) -> Engine:
         config, training = self._config, self._config.training
@@ -128,29 +130,44 @@ class Simulation:
         multiplier = None if schedule == ConstantConfig() else lambda update: schedule.multiplier(update, total)
         return Engine(self._replicas, self._strategy, self._world, config.optimizer.build, multiplier, training.clip_norm)
 
-    def _forecast(self, inputs: Tensor, targets: Tensor, chunk: int | None) -> MemoryForecast:
-        module = self._replicas.load(self._replicas.x[:1])
-        own = activation_bytes(module, self._objective, (inputs, targets), self._autocast)
-        self._replicas.load(self._replicas.x[:1])  # its buffers may have moved
-        return forecast(self._replicas, self._strategy, self._config.optimizer.build, own, chunk)
+    def _forecast(self, module: nn.Module, chunk: int | None) -> MemoryForecast:
+        """What will be needed, before any of it is taken; a UserError if the machine has not got it."""
+        config, (inputs, targets), state = self._config, self._first_batch(), torch.get_rng_state()
+        own = activation_bytes(copy.deepcopy(module), self._objective, (inputs, targets), self._autocast)
+        memory = forecast(module, self._world.size, config.strategy.build, config.optimizer.build, own, chunk)
+        torch.set_rng_state(state)
+        available = available_bytes()
+        if available is not None and memory.total_bytes > available:
+            have = readable_bytes(available)
+            raise UserError(f"--workers {self._world.size} needs {memory}; this machine has {have} left: take fewer workers")
+        return memory
 
-    def announce(self) -> None:
-        """Say once what was decided."""
-        config, display, layout = self._config, self._display, self._replicas.layout
+    def _first_batch(self) -> tuple[Tensor, Tensor]:
+        """Worker 0's share of the first step, a pass of it."""
+        training = self._config.training
+        indices = self._order.batch(0, training.batch_size, self._world.ids[:1])[0]
+        return self._corpus.train.batch(indices[: len(indices) // training.gradient_accumulation])
+
+    def _say_what(self, module: nn.Module) -> None:
+        config, display = self._config, self._display
         display.unit = self._corpus.unit
         display.say(f"data      {self._corpus.description}")
-        display.say(f"model     {config.model.name}, {layout.numel:,} trainable parameters")
+        display.say(f"model     {config.model.name}, {num_trainable(module):,} trainable parameters")
         display.say(f"strategy  {config.strategy.name}, {self._world.size:,} simulated workers")
         if self._order.report:
             display.say(f"partition {self._order.report}")
-        rows = [tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row) for row in self._table]
+        rows = [
+            tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
+            for row in table(config.optimizer.build(module))
+        ]
         display.table(GroupRow._fields, rows)
-        together = "all rows in one step" if self._engine.optimizer.elementwise else "an instance for each worker"
-        display.say(f"optimizer {together}")
-        display.say(f"gradients {self.choice.method}: {self.choice.reason}")
-        display.say(f"memory    {self.memory}")
         if config.checkpoint.every:
             display.say("note: a simulation writes no checkpoints; checkpoint.every is for `disttrain train`")
+
+    def _say_how(self) -> None:
+        together = "all rows in one step" if self._engine.optimizer.elementwise else "an instance for each worker"
+        self._display.say(f"optimizer {together}")
+        self._display.say(f"gradients {self.choice.method}: {self.choice.reason}")
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -158,7 +175,7 @@ class Simulation:
         """Make all steps, or as many as until somebody asks to stop; returns the summary.
 
         Raises:
-            RuntimeError: if some worker's gradients have not been finite for :data:`MOST_SKIPS` steps in a row.
+            Diverged: if some worker's gradients have not been finite for :data:`MOST_SKIPS` steps in a row.
         """
         config, training = self._config, self._config.training
         recorder = self._open_records()
@@ -185,7 +202,7 @@ class Simulation:
         stuck = self._engine.consecutive_skips >= MOST_SKIPS
         if stuck.any():
             worker = int(stuck.nonzero()[0])
-            raise RuntimeError(
+            raise Diverged(
                 f"diverged: worker {worker}'s gradients have not been finite for {MOST_SKIPS} steps, up to step {self._step}"
             )
 
@@ -204,7 +221,7 @@ class Simulation:
         return nullcontext() if self._config.training.precision == "fp32" else torch.autocast("cpu", torch.bfloat16)
 
     def _validate(self, exported: Tensor) -> dict[str, float]:
-        training, dataset = self._config.training, self._corpus.validation
+        start, training, dataset = time.perf_counter(), self._config.training, self._corpus.validation
         batch_size = min(training.batch_size, len(dataset))
         batches = min(training.validation_batches, len(dataset) // batch_size)
         validation = Validation(dataset, self._objective, batch_size, batches, self._autocast)
@@ -216,6 +233,7 @@ class Simulation:
         }
         with (self._folder.path / "workers.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+        self._logged_at += time.perf_counter() - start  # speeds are those of training
         return record
 
     # --- records -----------------------------------------------------------------------------------------------------
@@ -233,7 +251,7 @@ class Simulation:
     def _log(self, recorder: Recorder, measured: dict[str, float]) -> None:
         now, steps = time.perf_counter(), max(1, self._step - self._logged_step)
         seconds_per_step = (now - self._logged_at) / steps
-        self._logged_at, self._logged_step = now, self._step
+        self._logged_step = self._step
         losses = self._losses / max(1, self._unlogged)
         self._losses, self._unlogged = torch.zeros_like(losses), 0
         optimizer, traffic = self._engine.optimizer, self._world.traffic
@@ -259,6 +277,7 @@ class Simulation:
             | measured,
             (self._config.training.steps - self._step) * seconds_per_step,
         )
+        self._logged_at = time.perf_counter()
 
     @property
     def _tokens(self) -> int:
@@ -316,3 +335,14 @@ class Simulation:
         """Worker 0's batches, from the first step on."""
         for step in count():
             yield self.microbatches(step)[0][0][0]
+
+
+@contextmanager
+def _users_mistakes() -> Iterator[None]:
+    """What does not fit together is the user's to mend."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from inspect import Parameter, signature
+from inspect import signature
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from disttrain.optim.closure import refuse_closures
 from disttrain.parameters import FlatParameters, Unit, sha256_of
 from disttrain.strategies.base import Strategy
 from disttrain.worlds.torch_world import TorchWorld
@@ -100,8 +101,7 @@ class StrategyOptimizer(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         # Not Optimizer.__init__, which would make parameter groups of its own.
-        if _needs_closure(optimizer):
-            raise ValueError(f"{type(optimizer).__name__} calls the model several times per step, which no strategy can follow")
+        refuse_closures(optimizer)
         self.inner, self.strategy, self._multiplier, self._clip_norm = optimizer, strategy, multiplier, clip_norm
         self._peaks = [group["lr"] for group in optimizer.param_groups]
         self.counts, self.gradient_norm, self.seconds = StepCounts(), float("nan"), 0.0
@@ -182,11 +182,6 @@ class StrategyOptimizer(Optimizer):
         if self._clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
         return float(norm)
-
-
-def _needs_closure(optimizer: Optimizer) -> bool:
-    closure = signature(type(optimizer).step).parameters.get("closure")
-    return closure is not None and closure.default is Parameter.empty
 
 
 def attach(module: nn.Module, strategy: Strategy, world: TorchWorld) -> PreparedModule:

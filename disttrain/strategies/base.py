@@ -37,6 +37,7 @@ class Strategy:
 
     def begin(self, x: Tensor, layout: Layout, world: World) -> None:
         """Start from the live parameters ``x [L, d]``, equal on all workers."""
+        assert self.reducer is None or type(self).reduce is Strategy.reduce, "give a reducer or a reduce() of your own, not both"
         self.x, self.layout, self.world = x, layout, world
         # A dense mean goes through torch's own asynchrony: a lane would cost a group and a thread.
         self.gradients = world.lane("gradients") if self.reduces_gradients and self.reducer != Dense() else None

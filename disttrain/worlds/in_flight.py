@@ -52,12 +52,15 @@ class InFlight:
         finally:
             self._traffic.expose(time.perf_counter() - start)
         self._taken = True
-        for tensor, copy in self._lent:
+        self._check_lent()
+        return result
+
+    def _check_lent(self) -> None:
+        lent, self._lent = self._lent, []
+        for tensor, copy in lent:
             if not _same_bits(tensor, copy):
                 raise LaneError(f"somebody wrote to an argument of {name_of(self.job)}, {list(tensor.shape)}, which was lent to "
                                 "its lane until take(): give the job a copy")  # fmt: skip
-        self._lent = []
-        return result
 
     def as_torch_future(self) -> torch.futures.Future[Any]:
         """The same result as a future of torch's, for DDP; it cannot be taken then."""
@@ -66,11 +69,13 @@ class InFlight:
         ours: torch.futures.Future[Any] = torch.futures.Future()
 
         def pass_on(done: Future[Any]) -> None:
-            error = done.exception()
-            if error is None:
-                ours.set_result(done.result())
-            else:
+            try:
+                result = done.result()
+                self._check_lent()
+            except BaseException as error:  # what is raised here would only be logged, and DDP would wait for ever
                 ours.set_exception(error)
+            else:
+                ours.set_result(result)
 
         self._future.add_done_callback(pass_on)
         return ours
@@ -102,27 +107,35 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _owned(result: Any, job: Callable[..., Any]) -> Any:
-    """A copy of a job's result, after a look whether somebody else holds memory of the original; to be handed the only reference.
+    """A copy of a job's result, after a look whether somebody else holds memory of it; to be handed the only reference.
 
     Raises:
         LaneError: if so.
     """
-    if isinstance(result, tuple | list):
-        kind, rest = type(result), list(result)
-        del result
-        return kind(_owned(rest.pop(0), job) for _ in range(len(rest)))
-    if not isinstance(result, Tensor):
-        return result
-    copy, memory, shape = result.clone(), StorageWeakRef(result.untyped_storage()), list(result.shape)  # type: ignore[no-untyped-call]
+    shapes = [list(tensor.shape) for tensor in tensors_in(result)]
+    memories = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors_in(result)]  # type: ignore[no-untyped-call]
+    copy = _copied(result)
     del result
     # gloo's own thread lets go of a message a moment after the message is complete.
     patience = time.monotonic() + LETTING_GO_SECONDS
-    while not memory.expired() and time.monotonic() < patience:  # type: ignore[no-untyped-call]
-        time.sleep(1e-3)
-    if not memory.expired():  # type: ignore[no-untyped-call]
-        raise LaneError(f"the result {shape} of {name_of(job)} shares memory with a tensor that lives on (its arguments, or the "
-                        "algorithm's state), which later steps overwrite: return a copy")  # fmt: skip
+    for shape, memory in zip(shapes, memories, strict=True):
+        while not memory.expired() and time.monotonic() < patience:  # type: ignore[no-untyped-call]
+            time.sleep(1e-3)
+        if not memory.expired():  # type: ignore[no-untyped-call]
+            raise LaneError(f"the result {shape} of {name_of(job)} shares memory with a tensor that lives on (its arguments, or "
+                            "the algorithm's state), which later steps overwrite: return a copy")  # fmt: skip
     return copy
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        copies = [_copied(each) for each in value]
+        return type(value)(*copies) if hasattr(value, "_fields") else type(value)(copies)
+    return value
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from disttrain.worlds.in_flight import InFlight, name_of
+from disttrain.worlds.in_flight import InFlight, LaneError, name_of
 from disttrain.worlds.torch_world import TorchWorld
 from disttrain.worlds.traffic import Traffic
 from disttrain.worlds.world import Lane, MixingRound
@@ -47,7 +47,15 @@ class TorchLane(TorchWorld):
         self._thread.start()
 
     def start(self, job: Callable[..., Any], *arguments: Any) -> InFlight:
-        """Run ``job(*arguments)`` after what was started before; arguments are lent, the result must be fresh."""
+        """Run ``job(*arguments)`` after what was started before; arguments are lent, the result must be fresh.
+
+        Raises:
+            LaneError: if a job on this lane starts another one.
+        """
+        if threading.current_thread() is self._thread:
+            raise LaneError(
+                f"{name_of(job)} was started by a job on its own {self.name}, and would wait for it for ever: call it"
+            )
         in_flight = InFlight(self.traffic, job, arguments if self.debug else ())
         self._jobs.put((in_flight, arguments))
         return in_flight

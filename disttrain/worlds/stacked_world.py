@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disttrain.worlds.in_flight import InFlight
+from disttrain.worlds.in_flight import InFlight, LaneError, name_of
 from disttrain.worlds.rank_order import rank_ordered_mean
 from disttrain.worlds.traffic import (
     Traffic,
@@ -18,7 +18,7 @@ from disttrain.worlds.traffic import (
     exchange_wire_bytes,
     transpose_wire_bytes,
 )
-from disttrain.worlds.world import Lane, MixingRound
+from disttrain.worlds.world import Lane, MixingRound, members_of
 
 
 class StackedWorld:
@@ -55,6 +55,7 @@ class StackedWorld:
     def exchange(self, x: Tensor, round: MixingRound) -> Tensor:
         """``[N, b]`` to ``[N, k, b]``."""
         self._count(x, lambda num_bytes, _: exchange_wire_bytes(num_bytes, len(round.receivers(self._counted))))
+        round.check(self.size)
         return x[round.senders]
 
     def broadcast(self, x: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class StackedWorld:
 
     def lane(self, name: str, ranks: Sequence[int] | None = None) -> Lane:
         """All rows, or the rows ``ranks``; nothing has to keep them apart, since every job is done when it is started."""
-        members = list(range(self.size)) if ranks is None else sorted(ranks)
+        members = members_of(ranks, self.size)
         lane = StackedLane(self.ids[members], torch.tensor(members), self.debug)
         if self._counted in members:  # else what the lane sends is not of the worker that is counted
             lane.traffic, lane._counted = self.traffic, members.index(self._counted)
@@ -80,10 +81,18 @@ class StackedLane(StackedWorld):
 
     def __init__(self, ids: Tensor, rows: Tensor, debug: bool) -> None:
         super().__init__(len(ids), debug)
-        self.ids, self.rows = ids, rows
+        self.ids, self.rows, self._busy = ids, rows, False
 
     def start(self, job: Callable[..., Any], *arguments: Any) -> InFlight:
-        """Run ``job(*arguments)`` now; arguments are lent until take(), the result must be fresh, as on a lane of processes."""
+        """Run ``job(*arguments)`` now; arguments are lent until take(), the result must be fresh, as on a lane of processes.
+
+        Raises:
+            LaneError: if a job on this lane starts another one.
+        """
+        if self._busy:
+            raise LaneError(f"{name_of(job)} was started by a job on its own lane, and would wait for it for ever: call it")
         in_flight = InFlight(self.traffic, job, arguments if self.debug else ())
+        self._busy = True
         in_flight.run(arguments, self.debug)
+        self._busy = False
         return in_flight

@@ -20,7 +20,7 @@ from disttrain.worlds.traffic import (
     exchange_wire_bytes,
     transpose_wire_bytes,
 )
-from disttrain.worlds.world import Lane, MixingRound
+from disttrain.worlds.world import Lane, MixingRound, members_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -89,12 +89,17 @@ class TorchWorld:
         return self._blocking(lambda: self._broadcast(x))
 
     def lane(self, name: str, ranks: Sequence[int] | None = None) -> Lane:
-        """A process group (3 threads, in gloo) and a thread of ours, for the members ``ranks`` of this world; None: all."""
+        """A process group (3 threads, in gloo) and a thread of ours, for the members ``ranks`` of this world; None: all.
+
+        Raises:
+            ValueError: if there are no such members.
+        """
         from disttrain.worlds.lane import AbsentLane, TorchLane  # a lane is a TorchWorld
 
-        self._about_to(f"lane {name!r} of {'all' if ranks is None else list(ranks)}", self.ids)
+        ranks_inside = members_of(ranks, self.size)
+        self._blocking(lambda: self._about_to(f"lane {name!r} of {ranks_inside}", self.ids))
         everybody = dist.get_process_group_ranks(self.group)
-        members = everybody if ranks is None else [everybody[rank] for rank in sorted(ranks)]
+        members = [everybody[rank] for rank in ranks_inside]
         among_members = len(everybody) < dist.get_world_size()  # else torch wants every process to take part
         if among_members and dist.get_rank() not in members:
             return AbsentLane(len(members), self.traffic)
@@ -123,6 +128,7 @@ class TorchWorld:
         return for_me[None]
 
     def _exchange(self, x: Tensor, round: MixingRound) -> Tensor:
+        round.check(self.size)
         senders, receivers = round.senders[self.rank].tolist(), round.receivers(self.rank)
         self._about_to("exchange", x, str(hash(tuple(round.senders.flatten().tolist()))))
         num_bytes = x.numel() * x.element_size()
@@ -134,7 +140,10 @@ class TorchWorld:
         if receiving or sending:
             for work in dist.batch_isend_irecv(receiving + sending):
                 work.wait()
-        return torch.stack([rows.get(peer, row) for peer in senders])[None]
+        heard = x.new_empty(1, len(senders), *x.shape[1:])
+        for place, peer in enumerate(senders):
+            heard[0, place] = rows.get(peer, row)
+        return heard
 
     def _broadcast(self, x: Tensor) -> Tensor:
         self._about_to("broadcast", x)
@@ -151,14 +160,14 @@ class TorchWorld:
         finally:
             self.traffic.expose(time.perf_counter() - start)
 
-    def _about_to(self, call: str, x: Tensor, more: str = "") -> None:
+    def _about_to(self, call: str, x: Tensor, more: str = "") -> Tensor:
         """In debug mode, tell the others what comes next; backends match messages by order alone, and sum what they get.
 
         Raises:
             LaneError: if another worker is about to do something else.
         """
         if not self.debug:
-            return
+            return x
         self._calls += 1
         text = f"call {self._calls}: {call} of {str(x.dtype).removeprefix('torch.')} {list(x.shape)}{self._job_name()} {more}"
         mine = torch.frombuffer(bytearray(text.encode()[:DESCRIPTION_BYTES].ljust(DESCRIPTION_BYTES)), dtype=torch.uint8)
@@ -168,6 +177,7 @@ class TorchWorld:
                 raise LaneError(
                     f"the workers are out of order on {self.name}: worker 0 is at {everybody[0]}; worker {rank} at {other}"
                 )
+        return x
 
     def _job_name(self) -> str:
         return ""

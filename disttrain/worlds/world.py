@@ -33,11 +33,28 @@ class MixingRound:
 
     senders: Tensor
 
+    def check(self, size: int) -> None:
+        """Raise ValueError unless it is a round of ``size`` workers."""
+        if self.senders.ndim != 2 or len(self.senders) != size:
+            raise ValueError(f"a mixing round of {size} workers needs senders [{size}, k], got {list(self.senders.shape)}")
+
     def receivers(self, worker: int) -> list[int]:
         """The other workers that hear from ``worker``, in order."""
         hears = (self.senders == worker).any(1)
         hears[worker] = False
         return [int(each) for each in hears.nonzero()]
+
+
+def members_of(ranks: Sequence[int] | None, size: int) -> list[int]:
+    """The members of a lane among ``size`` workers, ascending.
+
+    Raises:
+        ValueError: if one does not exist, or is given twice.
+    """
+    members = list(range(size)) if ranks is None else sorted(ranks)
+    if not members or len(set(members)) < len(members) or members[0] < 0 or members[-1] >= size:
+        raise ValueError(f"a lane's ranks must be different ones of 0 to {size - 1}, got {members}")
+    return members
 
 
 class World(Protocol):

@@ -63,6 +63,11 @@ def test_gradients_gathered_parameter_by_parameter(parity):
     parity(GatheredGradients)
 
 
+@pytest.mark.parametrize("build", [DDPCastConfig().build, GatheredGradients])
+def test_two_buckets_in_flight(parity, build):
+    parity(build, sizes=(2, 3), wide=True)
+
+
 def test_two_workers_all_reduce_is_bitwise(parity):
     assert parity(DDPConfig().build, sizes=(2,)) == [0.0]
 

@@ -1,6 +1,7 @@
 """``disttrain simulate``: the same config gives the same weights as processes, and a run folder like any other."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -136,6 +137,11 @@ MISTAKES = [
     (("--workers", "2", "model.name=plm"), "model.name=plm reads tokens"),
     (("--workers", "2", "objective.name=next_token"), "objective.name=classification"),
     (("--workers", "2", "model.dropout=0.1", "--gradients", "vmap"), "--gradients vmap cannot be used"),
+    (("--workers", "2", "optimizer={name: import, target: torch.optim:LBFGS}"), "LBFGS calls the model several times"),
+    (("--workers", "2", "optimizer={name: import, target: torch.optim:SGD, arguments: {nesterov: true}}"), "Nesterov momentum"),
+    (("--workers", "200000000", "training.batch_size=200000000", "training.validate_every=0"), "needs"),
+    (("--workers", "2", "model={name: import, target: tests.simulation.odd_models:Idle}"), "idle.weight got none: freeze it"),
+    (("--workers", "2", "model={name: import, target: tests.simulation.odd_models:NumpyNoise}"), "numpy's generator"),
     (("--workers", "16", "partition.name=dirichlet", "partition.alpha=0.01", "partition.min_samples=50"), "min_samples"),
 ]
 
@@ -147,11 +153,20 @@ def test_a_mistake_is_one_message_and_leaves_nothing(tmp_path, capsys, arguments
     assert not (tmp_path / "run").exists()
 
 
-def test_a_diverging_worker_ends_the_run_by_its_number(tmp_path):
+def test_a_model_that_keeps_what_it_computed_is_simulated(tmp_path):
+    options = ("--workers", "2", "model={name: import, target: tests.simulation.odd_models:Remembers}", "strategy.name=local")
+    shas = set()
+    for method in ("vmap", "forward", "loop"):
+        assert simulate(digits_config(tmp_path), tmp_path / method, *options, "--gradients", method) == 0
+        shas.add(summary_of(tmp_path / method)["weights_sha256"])
+    assert len(shas) == 1
+
+
+def test_a_diverging_worker_ends_the_run_by_its_number(tmp_path, capsys):
     config = digits_config(tmp_path)
-    with pytest.raises(RuntimeError, match=r"diverged: worker \d+'s gradients have not been finite for 20 steps"):
-        main(["simulate", str(config), "--workers", "4", f"run.directory={tmp_path / 'run'}", "optimizer.lr=1e30",
-              "strategy.name=local", "training.steps=60", "training.clip_norm=null"])  # fmt: skip
+    overrides = ("optimizer.lr=1e30", "strategy.name=local", "training.steps=60", "training.clip_norm=null")
+    assert simulate(config, tmp_path / "run", "--workers", "4", *overrides) == 1
+    assert re.match(r"disttrain: diverged: worker \d's gradients have not been finite for 20 steps", capsys.readouterr().err)
 
 
 def test_a_stop_request_ends_the_run_with_what_there_is(tmp_path, monkeypatch):

@@ -152,6 +152,33 @@ def test_a_result_is_taken_once_and_late_ones_can_be_waited_for_again(workers):
     assert workers(2, taken_twice_and_too_late) == [2.0, 2.0]
 
 
+def starts_on_its_own_lane(world, kind):
+    lane = world_of(kind).lane("outer")
+    with pytest.raises(LaneError, match=r"gather was started by a job on its own lane"):
+        lane.start(lambda: lane.start(lane.gather, torch.zeros(len(lane.ids), 1)).take()).take()
+
+
+@pytest.mark.parametrize("kind", ["rows", "processes"])
+def test_a_job_that_would_wait_for_itself_is_refused(workers, kind):
+    run(workers, starts_on_its_own_lane, kind)
+
+
+def wrong_arguments(world, kind):
+    world = world_of(kind)
+    for ranks in ([0, 5], [0, 0], [-1, 1], []):
+        with pytest.raises(ValueError, match=r"a lane's ranks must be different ones of 0 to 1, got"):
+            world.lane("nobody", ranks)
+    x = torch.zeros(len(world.ids), 3)
+    with pytest.raises(ValueError, match=r"a mixing round of 2 workers needs senders \[2, k\], got \[4, 2\]"):
+        world.exchange(x, RING)
+    assert world.exchange(x, MixingRound(torch.empty(2, 0, dtype=torch.int64))).shape == (len(world.ids), 0, 3)
+
+
+@pytest.mark.parametrize("kind", ["rows", "processes"])
+def test_wrong_ranks_and_rounds_are_refused(workers, kind):
+    run(workers, wrong_arguments, kind)
+
+
 # --- debug mode ------------------------------------------------------------------------------------------------------
 
 
@@ -187,8 +214,12 @@ def other_lane(world):
 
 
 def test_debug_mode_catches_lanes_made_in_another_order(workers):
-    with pytest.raises(AssertionError, match="lane 'a' of all"):
+    with pytest.raises(AssertionError, match=r"lane 'a' of \[0, 1\]"):
         workers(2, other_lane)
+
+
+def world_of(kind):
+    return StackedWorld(2) if kind == "rows" else TorchWorld()
 
 
 def debug_world(kind):
@@ -212,7 +243,9 @@ class KeepsItsMean:
 
     def __call__(self, lane, x):
         self.state += lane.gather(x).mean(1)
-        return {"state": self.state, "view": self.state[:, :2], "argument": x, "nested": (torch.ones(1), [self.state])}[self.how]
+        return {"state": self.state, "view": self.state[:, :2], "argument": x, "nested": (torch.ones(1), [{"it": self.state}])}[
+            self.how
+        ]
 
 
 def returns_what_lives_on(world, kind, how):
@@ -227,7 +260,7 @@ def returns_something_fresh(world, kind):
     x = torch.ones(len(lane.ids), 4)
     view_of_fresh, pair, nothing = (
         lane.start(lambda: lane.gather(x)[0, :, 1:]),
-        lane.start(lambda: (lane.gather(x), {"number": 3})),
+        lane.start(lambda: (lane.gather(x), {"number": 3}, *lane.gather(x).chunk(2, 1))),
         lane.start(lambda: None),
     )
     assert view_of_fresh.take().shape == (2, 3)
