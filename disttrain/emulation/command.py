@@ -11,6 +11,7 @@ from disttrain.emulation.bandwidth import Link, parse_links
 from disttrain.emulation.events import Event, load_events
 from disttrain.emulation.network import INTERFACE
 from disttrain.emulation.plan import Plan
+from disttrain.quantities import parse_duration
 
 MOST_WORKERS = 1000
 
@@ -31,7 +32,15 @@ def check_options(workers: int, bandwidth: str, events: str | None) -> tuple[tup
 
 
 def settings(step_time: str | None) -> list[str]:
-    """The overrides that every emulated run has."""
+    """The overrides that every emulated run has.
+
+    Raises:
+        UserError: if ``step_time`` is no duration with a unit: ``--step-time 50`` is not likely to mean 50 seconds.
+    """
+    try:
+        _ = None if step_time is None else parse_duration(step_time)
+    except ValueError:
+        raise UserError(f"--step-time: must be a duration with its unit, such as 50ms (got {step_time!r})") from None
     return [f"launch.interface={INTERFACE}"] + ([] if step_time is None else [f"launch.emulated_step_time={step_time}"])
 
 
