@@ -1,11 +1,5 @@
 """A world of gloo processes: its primitives, and the bytes that it says they cost."""
 
-import os
-import socket
-import struct
-from contextlib import suppress
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
@@ -13,6 +7,7 @@ from hypothesis import strategies as st
 
 from disttrain.worlds import MixingRound
 from disttrain.worlds.traffic import Traffic, broadcast_wire_bytes
+from tests.sockets import bytes_sent
 
 
 def primitives(world):
@@ -34,28 +29,6 @@ def test_primitives(workers, size):
         assert result["mean"].shape == (1, 6)
         assert result["untouched"]
         assert result["flat"].flatten().tolist() == [rank for rank in range(size) for _ in range(3)]
-
-
-def bytes_sent():
-    """By this process through its TCP connections, as the kernel counts them, without what a busy machine sent twice.
-
-    Not the loopback interface's counter, to which every other process on the machine adds.
-    """
-    total = 0
-    for place in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # the descriptor of this very listing
-            if os.readlink(place).startswith("socket:"):
-                with socket.socket(fileno=os.dup(int(place.name))) as connection:
-                    total += bytes_sent_by(connection)
-    return total
-
-
-def bytes_sent_by(connection):
-    if connection.proto != socket.IPPROTO_TCP:
-        return 0
-    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 216)
-    sent, again = struct.unpack_from("QQ", info, 200)  # tcpi_bytes_sent, tcpi_bytes_retrans
-    return sent - again
 
 
 def call(world, primitive, numel):
