@@ -117,8 +117,11 @@ def test_summary_and_metrics_have_what_scripts_rely_on(launched, tmp_path):
 
 def train_and_count(config, directory, *overrides):
     """The summary's count, and the kernel's."""
-    wire_bytes = train(config, directory, *overrides)[1]
-    return wire_bytes and wire_bytes["wire_bytes"], bytes_sent()
+    summary = train(config, directory, *overrides)[1]
+    dist.barrier()  # all have sent everything
+    sent = bytes_sent()
+    dist.barrier()  # a worker that ended would take its peers' connections along
+    return summary and summary["wire_bytes"], sent
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_cast"])
