@@ -16,7 +16,7 @@ from disttrain.simulation.replicas import Replicas
 from disttrain.strategies.attach import training_mode
 from disttrain.worlds.rank_order import rank_ordered_mean
 
-SAMPLED_WORKERS = 32
+SAMPLED_WORKERS = 8
 """How many workers' models are validated one by one, evenly spread."""
 
 
