@@ -10,6 +10,8 @@ and their ratio.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import statistics
 import subprocess
 import sys
@@ -56,6 +58,7 @@ def main() -> None:
     for overrides in (
         [],
         ["strategy.name=ddp"],
+        ["strategy.name=ddp_cast"],
         ["model.hidden=[256, 256]"],
         ["model.hidden=[256, 256]", "optimizer.name=adamw"],
     ):
@@ -69,7 +72,8 @@ def prepare(workers: int, overrides: list[str], folder: Path) -> Simulation:
     loaded: LoadedConfig = load_config(folder / "bench.yaml", overrides)
     run_folder = RunFolder(folder / "run")
     run_folder.claim(resume=True)
-    return Simulation(loaded, SimulateOptions(workers), run_folder, StopRequest())
+    with contextlib.redirect_stdout(io.StringIO()):  # what a run says at its start
+        return Simulation(loaded, SimulateOptions(workers), run_folder, StopRequest())
 
 
 def measure_speed(strategy: str, batch: int, workers: int, rounds: int) -> None:
