@@ -50,7 +50,7 @@ class Recorder:
         for line in summary_lines(summary, unit):
             self._display.say(line)
         self._display.say(f"run folder       {self._folder.path}")
-        if summary["status"] == "stopped":
+        if summary["status"] == "stopped" and summary.get("mode") != "simulated":  # which has no checkpoint
             self._display.say(f"to continue      training.resume=auto run.directory={self._folder.path}")
 
     def _guard(self, what: str, action: Callable[[], None]) -> None:

@@ -169,7 +169,7 @@ def test_a_diverging_worker_ends_the_run_by_its_number(tmp_path, capsys):
     assert re.match(r"disttrain: diverged: worker \d's gradients have not been finite for 20 steps", capsys.readouterr().err)
 
 
-def test_a_stop_request_ends_the_run_with_what_there_is(tmp_path, monkeypatch):
+def test_a_stop_request_ends_the_run_with_what_there_is(tmp_path, monkeypatch, capsys):
     from disttrain.launch.shutdown import StopRequest
 
     asked = iter([False] * 7 + [True] * 100)
@@ -178,3 +178,4 @@ def test_a_stop_request_ends_the_run_with_what_there_is(tmp_path, monkeypatch):
     summary = summary_of(tmp_path / "run")
     assert (summary["status"], summary["steps"]) == ("stopped", 7)
     assert (tmp_path / "run" / "model.safetensors").exists()
+    assert "to continue" not in capsys.readouterr().out
