@@ -37,10 +37,18 @@ class RunFolder:
             raise UserError(
                 f"run.directory={self.path} holds a run already: continue it by training.resume=auto, or name another directory"
             )
+        if self._holds_a_simulation():
+            raise UserError(f"run.directory={self.path} holds a simulation, which cannot be continued: name another directory")
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run.directory={self.path} cannot be used: {error.strerror}") from None
+
+    def _holds_a_simulation(self) -> bool:
+        try:
+            return bool(json.loads(self.summary.read_text()).get("mode") == "simulated")
+        except (OSError, ValueError):  # no summary, or none that can be read: what counts then are the checkpoints
+            return False
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replace ``summary.json`` in one step."""

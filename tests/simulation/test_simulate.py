@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from disttrain.cli import main
+from disttrain.component import UserError
 from disttrain.config import load_config
 from disttrain.data import make_order
+from disttrain.recording.folder import RunFolder
 from disttrain.recording.metrics import read_metrics
 from disttrain.simulation.evaluation import consensus_distance
 from tests.training.small_run import train, write_config
@@ -179,3 +181,5 @@ def test_a_stop_request_ends_the_run_with_what_there_is(tmp_path, monkeypatch, c
     assert (summary["status"], summary["steps"]) == ("stopped", 7)
     assert (tmp_path / "run" / "model.safetensors").exists()
     assert "to continue" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds a simulation, which cannot be continued"):
+        RunFolder(tmp_path / "run").claim(resume=True)
