@@ -34,6 +34,7 @@ def assert_links_explain_the_steps(emulation, nominal):
 
 
 @needs_root
+@pytest.mark.slow  # it measures, and one run of two failed on a busy machine
 def test_links_are_as_fast_as_they_should_be_and_nothing_is_left(tmp_path):
     emulation = Emulation(tmp_path, *EMULATED, events="- {at: 0s, bandwidth: 100mbit}\n- {at: 1h, kill: 0}\n")
     emulation.wait_for_event()
