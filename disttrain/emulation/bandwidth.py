@@ -7,6 +7,8 @@ from disttrain.quantities import format_bit_rate, parse_bit_rate
 
 LEAST = 100_000
 """Bits per second below which a shaper's bucket (see ``network.py``) would hold seconds of the link's traffic."""
+MOST = 100_000_000_000
+"""More than any machine's virtual links carry: to ask for it is a slip."""
 
 
 class Link(Config):
@@ -31,12 +33,12 @@ def parse_link(text: str) -> Link:
     """The link that ``100mbit`` or ``100mbit/10mbit`` (to the worker, from the worker) describes.
 
     Raises:
-        ValueError: for anything else, or less than :data:`LEAST`.
+        ValueError: for anything else, or less than :data:`LEAST`, or more than :data:`MOST`.
     """
     down, slash, up = text.partition("/")
     rates = [parse_bit_rate(part) for part in ([down, up] if slash else [down, down])]
-    if min(rates) < LEAST:
-        raise ValueError(f"must be at least {format_bit_rate(LEAST)}")
+    if min(rates) < LEAST or max(rates) > MOST:
+        raise ValueError(f"must be between {format_bit_rate(LEAST)} and {format_bit_rate(MOST)}")
     return Link(down=rates[0], up=rates[1])
 
 

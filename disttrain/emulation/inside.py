@@ -6,8 +6,8 @@ Its argument is a :class:`~disttrain.emulation.plan.Plan` as JSON; its standard 
 
 from __future__ import annotations
 
-import itertools
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,7 +16,7 @@ from disttrain.emulation.calibration import Calibration, calibrate
 from disttrain.emulation.events import when
 from disttrain.emulation.network import Network, NetworkError
 from disttrain.emulation.plan import Plan
-from disttrain.emulation.report import last_step, readable_bits, report
+from disttrain.emulation.report import Happened, last_step, readable_bits, report
 from disttrain.emulation.stop_line import StopLine
 from disttrain.emulation.supervision import supervise
 from disttrain.emulation.timeline import Timeline
@@ -54,17 +54,24 @@ def run(plan: Plan, stop: StopLine) -> int:
         return FAILED
     _announce(plan, calibration)
     after_step = last_step(plan)
-    timeline, ports = Timeline(plan.events, network, folder), itertools.count(FIRST_PORT)
+    timeline, starts, began = Timeline(plan.events, network, folder), 0, time.monotonic()
 
     def start(arguments: list[str]) -> Ending:
-        workers = Workers(network, plan.workers, ["disttrain.worker", *arguments], folder / "logs", next(ports))
+        nonlocal starts
+        port, starts = FIRST_PORT + starts, starts + 1
+        workers = Workers(network, plan.workers, ["disttrain.worker", *arguments], folder / "logs", port)
         return supervise(workers, timeline, stop, folder, plan.timeout)
 
-    code = start_until_final(start, plan.config, plan.overrides, folder, plan.max_restarts)
+    try:
+        code = start_until_final(start, plan.config, plan.overrides, folder, plan.max_restarts)
+    except NetworkError as error:  # in an event; whatever runs still ends with this process
+        print(f"disttrain: {error}", file=sys.stderr)
+        code = FAILED
     for event in timeline.pending:
         print(f"warning: the run ended before this could happen: {when(event)}: {event}", flush=True)
     if code != USERS_MISTAKE:
-        report(plan, calibration, timeline.happened, code, after_step)
+        happened = Happened(timeline.happened, starts - 1, time.monotonic() - began)
+        report(plan, calibration, happened, code, after_step)
     return code
 
 

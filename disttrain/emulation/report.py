@@ -6,7 +6,7 @@ import json
 import statistics
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from disttrain.emulation.bandwidth import describe
 from disttrain.emulation.calibration import Calibration
@@ -16,18 +16,28 @@ from disttrain.recording.metrics import read_metrics
 from disttrain.recording.progress import readable_bytes
 
 
+class Happened(NamedTuple):
+    """What the workers' own records do not tell."""
+
+    events: int
+    """Of the script, those that came about."""
+    restarts: int
+    wall_seconds: float
+    """From the first start of the workers to the last one's end; time and bytes that a failure wasted are in no record."""
+
+
 def last_step(plan: Plan) -> int:
     """The last step of which the run folder has a record; 0 if there is none."""
     return max((record["step"] for record in _records(plan)), default=0)
 
 
-def report(plan: Plan, calibration: Calibration | None, happened: int, code: int, after_step: int) -> None:
+def report(plan: Plan, calibration: Calibration | None, happened: Happened, code: int, after_step: int) -> None:
     """Write and print what is known of a run that has ended, well or not.
 
     Args:
         plan: of the run.
         calibration: before it.
-        happened: events that did.
+        happened: meanwhile.
         code: the run's exit code.
         after_step: up to which an earlier start, over other links perhaps, had come.
     """
@@ -41,7 +51,9 @@ def report(plan: Plan, calibration: Calibration | None, happened: int, code: int
         "nominal_bits_per_second": min(link.slowest for link in plan.links),
         "measured_bits_per_second": None if calibration is None else calibration.bits_per_second,
         "calibration_seconds": None if calibration is None else calibration.seconds,
-        "events": happened,
+        "events": happened.events,
+        "restarts": happened.restarts,
+        "wall_seconds": happened.wall_seconds,
     } | steps(records, None if calibration is None else calibration.bits_per_second)
     write_atomically(folder.path / "emulation.json", json.dumps(facts, indent=2) + "\n")
     for line in lines(facts):
@@ -89,6 +101,9 @@ def lines(facts: dict[str, Any]) -> list[str]:
     measured, workers = facts["measured_bits_per_second"], facts["workers"]
     bandwidth = f", measured {readable_bits(measured)}" if measured else ""
     text = [f"emulated         {workers} workers, links {facts['nominal']}{bandwidth}; compute is {facts['compute']}"]
+    if facts["restarts"]:
+        text.append(f"restarts         {facts['restarts']}; {facts['wall_seconds']:.1f} s from the first start to the end. "
+                    "Seconds and bytes of steps that were made again are in no other figure")  # fmt: skip
     if "steps" not in facts:
         return text
     text.append(f"step             {_milliseconds(facts['median_step_seconds'])} by the median")

@@ -45,6 +45,9 @@ from disttrain.training.session import MOST_SKIPS
 from disttrain.worlds import StackedWorld
 from disttrain.worlds.traffic import all_reduce_wire_bytes
 
+FORECAST_SAMPLES = 8
+"""Whose activations are measured, and multiplied."""
+
 
 @dataclass(frozen=True)
 class SimulateOptions:
@@ -132,8 +135,9 @@ class Simulation:
 
     def _forecast(self, module: nn.Module, chunk: int | None) -> MemoryForecast:
         """What will be needed, before any of it is taken; a UserError if the machine has not got it."""
-        config, (inputs, targets), state = self._config, self._first_batch(), torch.get_rng_state()
-        own = activation_bytes(copy.deepcopy(module), self._objective, (inputs, targets), self._autocast)
+        config, state = self._config, torch.get_rng_state()
+        batch, scale = self._few_samples()
+        own = round(scale * activation_bytes(copy.deepcopy(module), self._objective, batch, self._autocast))
         memory = forecast(module, self._world.size, config.strategy.build, config.optimizer.build, own, chunk)
         torch.set_rng_state(state)
         available = available_bytes()
@@ -142,11 +146,12 @@ class Simulation:
             raise UserError(f"--workers {self._world.size} needs {memory}; this machine has {have} left: take fewer workers")
         return memory
 
-    def _first_batch(self) -> tuple[Tensor, Tensor]:
-        """Worker 0's share of the first step, a pass of it."""
-        training = self._config.training
-        indices = self._order.batch(0, training.batch_size, self._world.ids[:1])[0]
-        return self._corpus.train.batch(indices[: len(indices) // training.gradient_accumulation])
+    def _few_samples(self) -> tuple[tuple[Tensor, Tensor], float]:
+        """Some samples, and how many times as many a worker passes at once: that may be too many to be loaded for a forecast."""
+        training, dataset = self._config.training, self._corpus.train
+        own = training.batch_size // self._world.size // training.gradient_accumulation
+        few = min(own, FORECAST_SAMPLES, len(dataset))
+        return dataset.batch(torch.arange(few)), own / few
 
     def _say_what(self, module: nn.Module) -> None:
         config, display = self._config, self._display
@@ -293,7 +298,7 @@ class Simulation:
         policy = self._config.strategy.buffers if self.completed else "local"
         result = (self._strategy.finish() if self.completed else self._strategy.evaluation()).clone()
         measured = self._validate(result) if self.completed else {}
-        if recorder.last.get("step") != self._step:
+        if recorder.last.get("step", 0) != self._step:  # stopped before the first, there is nothing to tell of
             self._log(recorder, measured)
         module = self._replicas.load(result)
         settle_buffers(policy, module, self._replicas.buffers, self._world, self._training_inputs())

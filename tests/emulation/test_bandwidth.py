@@ -35,7 +35,8 @@ def test_one_bandwidth_is_for_all_and_several_are_one_each(spec, links):
         ("100mbit/10mbit/1mbit", "must be a bit rate"),
         ("100mbit/", "must be a bit rate"),
         ("0mbit", "more than 0"),
-        ("99kbit", "must be at least 100kbit, or down/up such as 100mbit/10mbit"),
+        ("99kbit", "must be between 100kbit and 100gbit, or down/up such as 100mbit/10mbit"),
+        ("100000gbit", "must be between 100kbit and 100gbit"),
     ],
 )
 def test_what_is_no_bandwidth_is_refused_with_what_is_allowed(spec, words):

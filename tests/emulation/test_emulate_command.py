@@ -239,4 +239,5 @@ def test_a_restarted_worker_changes_nothing_of_the_result(tmp_path):
     assert "worker 1 was killed by --events, to be restarted; starting all workers again" in error
     first, second = (json.loads((tmp_path / name / "run" / "summary.json").read_text()) for name in ("straight", "restarted"))
     assert first["weights_sha256"] == second["weights_sha256"]
+    assert emulation.report()["restarts"] == 1
     assert second["interface_sent_bytes"] == pytest.approx(second["wire_bytes"], rel=0.03)

@@ -15,6 +15,7 @@ def record(step, seconds, exposed):
 RECORDS = [record(10, 9.0, 8.0), record(20, 10.0, 8.4), record(40, 12.0, 9.2), record(50, 15.0, 9.6)]
 FACTS = {
     "workers": 2, "compute": "emulated", "nominal": "1mbit", "measured_bits_per_second": 160e3, "calibration_seconds": [1.5],
+    "restarts": 0, "wall_seconds": 20.0,
 }  # fmt: skip
 
 
@@ -31,6 +32,12 @@ def test_a_step_is_the_median_over_intervals_and_what_is_not_exposed_of_it_is_co
 def test_too_little_is_not_reported():
     assert steps(RECORDS[:1], 160e3) == {} == steps([], None)
     assert lines(FACTS | steps([], None)) == ["emulated         2 workers, links 1mbit, measured 160 kbit/s; compute is emulated"]
+
+
+def test_a_restart_is_told_with_the_time_that_it_cost():
+    assert not any(line.startswith("restarts") for line in lines(FACTS))
+    (line,) = (line for line in lines(FACTS | {"restarts": 2}) if line.startswith("restarts"))
+    assert "2; 20.0 s from the first start to the end" in line
 
 
 def test_a_gpus_unknown_waiting_is_not_made_up():

@@ -183,3 +183,19 @@ def test_a_stop_request_ends_the_run_with_what_there_is(tmp_path, monkeypatch, c
     assert "to continue" not in capsys.readouterr().out
     with pytest.raises(UserError, match="holds a simulation, which cannot be continued"):
         RunFolder(tmp_path / "run").claim(resume=True)
+
+
+def test_stopped_before_the_first_step_it_makes_no_loss_up(tmp_path, monkeypatch):
+    from disttrain.launch.shutdown import StopRequest
+
+    monkeypatch.setattr(StopRequest, "__bool__", lambda self: True)
+    assert simulate(digits_config(tmp_path), tmp_path / "run", "--workers", "2") == 143
+    assert (summary_of(tmp_path / "run")["steps"], summary_of(tmp_path / "run")["final_loss"]) == (0, None)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_batch_that_no_memory_holds_is_refused_before_it_is_loaded(tmp_path, capsys):
+    arguments = ("--workers", "2", "training.batch_size=1000000000000", "partition.on_small=repeat")
+    assert simulate(digits_config(tmp_path), tmp_path / "run", *arguments) == 2
+    assert "this machine has" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
