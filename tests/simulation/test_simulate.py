@@ -195,7 +195,7 @@ def test_stopped_before_the_first_step_it_makes_no_loss_up(tmp_path, monkeypatch
 
 
 def test_a_batch_that_no_memory_holds_is_refused_before_it_is_loaded(tmp_path, capsys):
-    arguments = ("--workers", "2", "training.batch_size=1000000000000", "partition.on_small=repeat")
+    arguments = ("--workers", "2", "training.batch_size=1000000000000")
     assert simulate(digits_config(tmp_path), tmp_path / "run", *arguments) == 2
     assert "this machine has" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
