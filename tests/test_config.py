@@ -247,7 +247,8 @@ def test_all_mistakes_come_in_one_report_in_the_order_of_the_lines(mistakes):
     assert mistakes(text, "optimiser.lr=1", "launch.threads=many", "training.seed") == [
         "run.yaml:3: optimizer.lr: must be greater than 0 (got -1)",
         "run.yaml:3: optimizer.beta: unknown key; allowed: adamw_betas, adamw_decay, adamw_eps, adamw_lr, "
-        "adamw_weight_decay, adjust, lr, momentum, name, nesterov, ns_steps, roles, weight_decay",
+        "adamw_weight_decay, adjust, coefficients, compile, conv, experts, lr, momentum, name, nesterov, ns_dtype, roles, "
+        "sharding, split, weight_decay",
         "run.yaml:6: training.steps: must be a whole number (got 1.5)",
         "run.yaml:7: model: given twice, first at run.yaml:1",
         "command line: training.seed: not an override; write section.key=value",
@@ -261,7 +262,7 @@ def test_all_mistakes_come_in_one_report_in_the_order_of_the_lines(mistakes):
     ("override", "line"),
     [
         ("optimizer.name=adamww", 'optimizer.name: unknown optimizer "adamww"; did you mean "adamw"? '
-                                  "registered: adamw, import, muon, sgd"),
+                                  "registered: adamw, cosmos, import, muon, sgd, soap"),
         ("objective.name=next-token", 'objective.name: unknown objective "next-token"; did you mean "next_token"? '
                                       "registered: classification, next_token"),
         ("lr=1", "lr: unknown key; did you mean optimizer.lr? allowed: checkpoint, data, imports, launch, model, "

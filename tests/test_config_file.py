@@ -138,10 +138,10 @@ def test_every_bad_override_is_reported():
 
 
 def test_a_swap_drops_what_was_written_for_the_other_class():
-    settings = override({"optimizer": {"name": "muon", "lr": 1, "ns_steps": 5}}, "optimizer.lr=3", "optimizer.name=sgd")
+    settings = override({"optimizer": {"name": "muon", "lr": 1, "momentum": 0.9}}, "optimizer.lr=3", "optimizer.name=sgd")
     assert settings.tree == {"optimizer": {"lr": 3, "name": "sgd"}}
     (notice,) = settings.notices
-    assert notice == "optimizer.name=sgd replaces muon, so its settings no longer apply: ns_steps (default)"
+    assert notice == "optimizer.name=sgd replaces muon, so its settings no longer apply: momentum (default)"
 
 
 @pytest.mark.parametrize("written", [{"name": "adamw", "lr": 1}, {"lr": 1}])

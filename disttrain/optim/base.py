@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from disttrain.component import ComponentConfig, Registry
 from disttrain.optim.groups import ParameterGroup, Role, build_param_groups
+from disttrain.worlds.world import World
 
 
 class OptimizerConfig(ComponentConfig):
@@ -29,6 +30,15 @@ class OptimizerConfig(ComponentConfig):
             UserError: if the module has none, or the settings do not fit it.
         """
         raise NotImplementedError(f"{type(self).__name__} must define build()")
+
+    def share(self, optimizer: Optimizer, world: World, replicated: bool) -> None:
+        """Called once, when the workers have met; here nothing is shared.
+
+        Args:
+            optimizer: from :meth:`build`.
+            world: all workers.
+            replicated: whether their gradients, and so their steps, are the same.
+        """
 
 
 optimizers: Registry[OptimizerConfig] = Registry("optimizer", default="adamw")

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from torch.optim import Optimizer
 
-from disttrain.optim.combined import CombinedOptimizer
-
 
 class GroupRow(NamedTuple):
     """One group; the fields are the table's columns."""
@@ -22,16 +20,14 @@ class GroupRow(NamedTuple):
 
 def table(optimizer: Optimizer) -> list[GroupRow]:
     """A row per parameter group, read from the optimizer itself, so that it shows what is, not what was asked for."""
-    parts = optimizer.parts if isinstance(optimizer, CombinedOptimizer) else [optimizer]
     return [
         GroupRow(
             group=group.get("role", "all"),
-            optimizer=type(part).__name__,
+            optimizer="AdamW" if group.get("algorithm") == "adamw" else type(optimizer).__name__,
             tensors=len(group["params"]),
             parameters=sum(parameter.numel() for parameter in group["params"]),
             lr=float(group["lr"]),
             weight_decay=float(group.get("weight_decay", 0.0)),
         )
-        for part in parts
-        for group in part.param_groups
+        for group in optimizer.param_groups
     ]

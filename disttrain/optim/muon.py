@@ -1,30 +1,112 @@
-"""Muon for the weight matrices, AdamW for everything else, as one optimizer.
+"""Muon (Jordan, https://kellerjordan.github.io/posts/muon/): the momentum of a weight matrix, orthogonalised.
 
-Muon (Jordan, https://kellerjordan.github.io/posts/muon/) replaces a matrix's momentum M = UΣVᵀ by about UVᵀ, found by
-Newton–Schulz iterations in bfloat16. It is made for the weights of hidden layers; embeddings, heads, norms, biases and
-tensors of three axes or more go to AdamW. Both optimizers are torch's own.
+    B ← μB + (1 − μ)G      Ĝ = (1 − μ)G + μB (Nesterov; else B)      W ← (1 − ηλ)W − η·s·NewtonSchulz(Ĝ)
+
+with s = √max(1, m/n), or 0.2·√max(m, n), with which a matrix moves about as far as with AdamW at that learning rate (Moonlight,
+arXiv 2502.16982). As torch.optim.Muon, but matrices of one shape are computed together, and bfloat16 parameters with
+``nesterov=False`` keep their momentum (PyTorch #194664).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
-from disttrain.component import UserError
-from disttrain.optim.adamw import Beta, fused_by_default
-from disttrain.optim.base import OptimizerConfig, optimizers
-from disttrain.optim.combined import CombinedOptimizer
-from disttrain.optim.groups import Decay, ParameterGroup, decayed_groups
+from disttrain.optim.base import optimizers
+from disttrain.optim.compiled import maybe_compiled
+from disttrain.optim.matrix_config import NS_DTYPES, MatrixOptimizerConfig, NSDtype
+from disttrain.optim.matrix_optimizer import MatrixOptimizer, Stack, State, check_betas, check_choice
+from disttrain.optim.newton_schulz import TABLES, Coefficients, newton_schulz
+
+Adjust = Literal["original", "match_rms_adamw"]
+
+
+class Muon(MatrixOptimizer):
+    """Muon for matrices; a group with ``algorithm="adamw"`` is for everything else.
+
+    Args:
+        params: parameters or groups; see :class:`MatrixOptimizer`.
+        lr: η.
+        weight_decay: λ; decoupled, times lr.
+        momentum: μ.
+        nesterov: whether the gradient of now counts once more.
+        adjust: s: "original" or "match_rms_adamw".
+        coefficients: of Newton–Schulz.
+        ns_dtype: of its products.
+        more_axes, split, compile: see :class:`MatrixOptimizer`.
+
+    Raises:
+        ValueError: for a setting out of its range, or a parameter that is no matrix.
+    """
+
+    algorithm = "muon"
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        adjust: Adjust = "original",
+        coefficients: Coefficients = "jordan",
+        ns_dtype: torch.dtype = torch.bfloat16,
+        **common: Any,
+    ) -> None:
+        super().__init__(
+            params,
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            adjust=adjust,
+            coefficients=coefficients,
+            ns_dtype=ns_dtype,
+            **common,
+        )
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raise ValueError unless the settings make sense."""
+        check_betas((group["momentum"],))
+        check_choice(group, "adjust", ("original", "match_rms_adamw"))
+        check_choice(group, "coefficients", tuple(TABLES))
+
+    def fresh_state(self, shape: tuple[int, ...], group: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        """mn numbers."""
+        return {"momentum": shape}
+
+    def direction(self, g: Tensor, state: State, stack: Stack) -> tuple[Tensor, State]:
+        """NewtonSchulz(Ĝ), and the momentum."""
+        group = stack.group
+        advance = maybe_compiled(muon_direction, group["compile"])
+        settings = group["momentum"], group["nesterov"], group["coefficients"], group["ns_dtype"]
+        moved, momentum = advance(g, state["momentum"], *settings)
+        return moved, {"momentum": momentum}
+
+    def scale(self, m: int, n: int, group: dict[str, Any]) -> float:
+        """s."""
+        return math.sqrt(max(1, m / n)) if group["adjust"] == "original" else 0.2 * math.sqrt(max(m, n))
+
+
+def muon_direction(
+    g: Tensor, momentum: Tensor, mu: float, nesterov: bool, coefficients: Coefficients, ns_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """NewtonSchulz(Ĝ) and B anew, for gradients and momenta ``[k, m, n]``."""
+    momentum = torch.lerp(momentum, g, 1 - mu)
+    smoothed = torch.lerp(g, momentum, mu) if nesterov else momentum
+    return newton_schulz(smoothed, coefficients, ns_dtype).to(g.dtype), momentum
 
 
 @optimizers.register
-class MuonConfig(OptimizerConfig):
-    """torch.optim.Muon for matrices; torch.optim.AdamW, whose settings start with ``adamw_``, for the rest."""
+class MuonConfig(MatrixOptimizerConfig):
+    """Muon for matrices; AdamW, whose settings start with ``adamw_``, for the rest."""
 
+    optimizer = Muon
     name: Literal["muon"] = "muon"
     lr: float = Field(4e-3, gt=0)
     """The peak learning rate of the matrices, which the schedule multiplies."""
@@ -32,63 +114,20 @@ class MuonConfig(OptimizerConfig):
     """Memory of the running mean of gradients."""
     nesterov: bool = True
     """Orthogonalise a mix of gradient and momentum instead of the momentum."""
-    ns_steps: int = Field(5, ge=1, lt=100)
-    """Newton–Schulz iterations."""
-    adjust: Literal["original", "match_rms_adamw"] = "match_rms_adamw"
+    adjust: Adjust = "match_rms_adamw"
     """What multiplies lr for a matrix [m, n]: √max(1, m/n), or 0.2·√max(m, n), with which it moves about as far as with
-    AdamW at that lr (Moonlight, arXiv 2502.16982)."""
-    weight_decay: float = Field(0.1, ge=0)
-    """Share of a matrix removed per step, times lr."""
-    adamw_lr: float = Field(2e-3, gt=0)
-    """The peak learning rate of everything but matrices, which the schedule multiplies too."""
-    adamw_betas: tuple[Beta, Beta] = (0.9, 0.95)
-    """Memory of AdamW's first and second moment."""
-    adamw_eps: float = Field(1e-8, gt=0)
-    """Added to the root of AdamW's second moment."""
-    adamw_weight_decay: float = Field(0.1, ge=0)
-    """Share of a weight removed per step, times adamw_lr."""
-    adamw_decay: Decay = "matrices"
-    """What else decays: matrices (here heads, convolutions, stacked experts), weights (embeddings too) or all."""
+    AdamW at that lr."""
+    coefficients: Coefficients = "jordan"
+    """Newton–Schulz iterations: jordan, quintic and polar_express are of 5, deepseek of 10, which come closer to UVᵀ."""
+    ns_dtype: NSDtype = "bfloat16"
+    """Of their products."""
 
-    def build(self, module: nn.Module) -> CombinedOptimizer:
-        """Muon's part first, then AdamW's, which is missing if the module has nothing but matrices.
-
-        Raises:
-            UserError: if the module has no matrix, or torch's Muon would corrupt its momentum.
-        """
-        groups = self.groups(module)
-        matrices = [group for group in groups if group.role == "matrix"]
-        rest = [group for group in groups if group.role != "matrix"]
-        if not matrices:
-            raise UserError(f"{type(module).__name__} has no weight matrix for Muon; use optimizer.name=adamw")
-        self._refuse_corruption(matrices)
-        parts: list[Optimizer] = [self._muon(matrices)]
-        return CombinedOptimizer([*parts, self._adamw(rest)] if rest else parts)
-
-    def _muon(self, groups: list[ParameterGroup]) -> Muon:
-        return Muon(
-            [group.for_torch() for group in groups],
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            ns_steps=self.ns_steps,
-            adjust_lr_fn=self.adjust,
-        )
-
-    def _adamw(self, groups: list[ParameterGroup]) -> AdamW:
-        return AdamW(
-            decayed_groups(groups, self.adamw_weight_decay, self.adamw_decay),
-            lr=self.adamw_lr,
-            betas=self.adamw_betas,
-            eps=self.adamw_eps,
-            fused=fused_by_default(parameter for group in groups for parameter in group.parameters),
-        )
-
-    def _refuse_corruption(self, matrices: list[ParameterGroup]) -> None:
-        """torch 2.13 normalises ``momentum.bfloat16()`` in place: the momentum itself, if that is its dtype already."""
-        if not self.nesterov and any(p.dtype == torch.bfloat16 for group in matrices for p in group.parameters):
-            raise UserError(
-                "nesterov=false with bfloat16 parameters: torch's Muon would overwrite its momentum (PyTorch #194664). "
-                "Set optimizer.nesterov=true, or keep the parameters in float32 and compute in bfloat16"
-            )
+    def settings(self) -> dict[str, Any]:
+        """The optimizer's own."""
+        return {
+            "momentum": self.momentum,
+            "nesterov": self.nesterov,
+            "adjust": self.adjust,
+            "coefficients": self.coefficients,
+            "ns_dtype": NS_DTYPES[self.ns_dtype],
+        }

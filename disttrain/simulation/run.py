@@ -76,6 +76,8 @@ def check(loaded: LoadedConfig, options: SimulateOptions) -> None:
         problems.append("launch: a simulation runs on the CPU: remove device=cuda and backend=nccl")
     if config.launch.emulated_step_time is not None:
         problems.append("launch.emulated_step_time: a simulation computes; it is `disttrain emulate` that can pretend to")
+    if getattr(config.optimizer, "sharding", None) is not None:
+        problems.append("optimizer.sharding: a simulation has one process, and nobody to deal work to: set it to null")
     if problems:
         raise ConfigError(problems)
 

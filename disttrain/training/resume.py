@@ -21,6 +21,7 @@ ESSENTIAL = (
     "objective",
     "optimizer.name",
     "optimizer.target",
+    "optimizer.rank",
     "strategy.name",
     "launch.emulated_step_time",
 )

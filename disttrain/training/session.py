@@ -107,10 +107,12 @@ class Session:
             raise RuntimeError("prepare() was called already; put what is trained together into one module")
         module.to(self.device)
         try:
-            optimizer = optimizer or self.config.optimizer.build(module)
+            ours, optimizer = optimizer is None, optimizer or self.config.optimizer.build(module)
             training = self.config.training
             self.optimizer = StrategyOptimizer(optimizer, self.strategy, self._multiplier(), training.clip_norm)
             self.model = attach(module, self.strategy, self.world)
+            if ours:
+                self.config.optimizer.share(optimizer, self.world, self.strategy.replicated)
         except ValueError as error:
             raise UserError(str(error)) from error
         self._state = TrainingState(module, self.optimizer, self.strategy, self.world.rank)

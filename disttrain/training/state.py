@@ -7,6 +7,7 @@ with another one's buffers and its own fresh generators.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from disttrain.component import UserError
+from disttrain.optim import MatrixOptimizer
 from disttrain.recording.checkpoint import Snapshot
 from disttrain.strategies.attach import StepCounts, StrategyOptimizer
 from disttrain.strategies.base import Strategy
@@ -48,12 +50,13 @@ class TrainingState:
 
     def check(self) -> None:
         """Raise UserError if the optimizer's state is of a kind that cannot be saved; to be called after its first update."""
-        self._optimizer_state()
+        self._optimizer_state(self._optimizer.state)
 
     def capture(self, facts: dict[str, Any], local_facts: dict[str, Any]) -> Snapshot:
         """The state now; ``facts`` and ``local_facts`` go along."""
         model, buffers = _parameters_and_buffers(self._module)
-        state, scalars = self._optimizer_state()
+        inner = self._optimizer.inner
+        state, scalars = self._optimizer_state(inner.whole_state() if isinstance(inner, MatrixOptimizer) else inner.state)
         replica = _prefixed("model.", model) | _prefixed("optimizer.", state)
         shared, local = (replica, {}) if self._strategy.replicated else ({}, replica)
         generators, generator_facts = generator_state(self._strategy.x.device)
@@ -83,14 +86,14 @@ class TrainingState:
         if snapshot.local_facts["worker"] == self._worker:  # else a worker that the saved run did not have
             restore_generators(snapshot.local, snapshot.local_facts["generators"], self._strategy.x.device)
 
-    def _optimizer_state(self) -> tuple[Tensors, dict[str, Any]]:
+    def _optimizer_state(self, state: Mapping[Tensor, dict[str, Any]]) -> tuple[Tensors, dict[str, Any]]:
         """The optimizer's tensors by parameter's name, and what else it keeps: plain values and changed group entries."""
         tensors: Tensors = {}
         plain: dict[str, Any] = {}
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 name = self._names[id(parameter)]
-                for entry, value in self._optimizer.state.get(parameter, {}).items():
+                for entry, value in state.get(parameter, {}).items():
                     kept: dict[str, Any] = tensors if isinstance(value, Tensor) else plain
                     if not isinstance(value, Tensor | bool | int | float | str | None):
                         kind = type(value).__name__

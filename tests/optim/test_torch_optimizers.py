@@ -122,5 +122,5 @@ def test_nesterov_without_momentum_is_refused_with_the_reason():
 
 
 def test_the_registry_knows_our_optimizers_and_its_default():
-    assert optimizers.names() == ["adamw", "import", "muon", "sgd"]
+    assert optimizers.names() == ["adamw", "cosmos", "import", "muon", "sgd", "soap"]
     assert optimizers[optimizers.default] is AdamWConfig

@@ -1,0 +1,408 @@
+"""What Muon, SOAP and COSMOS share: groups, state, stacks of equal matrices, and the step itself. Each adds its mathematics.
+
+One optimizer holds all parameters of a model. A group says by ``algorithm`` what steps it: the optimizer's own, for matrices, or
+``"adamw"``, for the rest. Matrices of one shape are stacked and computed together: ``[k, m, n]``.
+
+State is float32 whatever the parameters' dtype (float64 for float64), exists from the start, and each tensor owns its memory.
+Gradients are never written to. A step in which a gradient is not finite changes nothing at all, neither parameters nor state.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_args
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+from torch.optim.optimizer import ParamsT
+
+from disttrain.optim.blocks import Block, MoreAxes, blocks, check_shapes, stacked
+from disttrain.optim.sharding import Sharding, WireDtype
+from disttrain.worlds.world import World
+
+ADAMW = "adamw"
+ADAMW_DEFAULTS = {"betas": (0.9, 0.95), "eps": 1e-8, "fused": None}
+"""Of a group with algorithm="adamw"; its lr and weight_decay are those of the optimizer, unless the group has its own."""
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Blocks of one group, shape and age, to be computed together."""
+
+    group: dict[str, Any]
+    blocks: list[Block]
+    step: int
+    """Which update of theirs this is, from 1."""
+
+
+class MatrixOptimizer(Optimizer):
+    """The base of optimizers that look at a weight matrix as a whole.
+
+    A subclass names its ``algorithm``, checks its settings, and defines ``fresh_state``, ``direction`` and ``scale``.
+
+    Args:
+        params: parameters, or groups of them; a group may have ``algorithm="adamw"`` and every setting of its own.
+        settings: the subclass's, the defaults of its groups; among them ``lr`` and ``weight_decay``.
+
+    Group settings that all of them know:
+        more_axes: what a parameter of three axes or more is: ``"refuse"``, ``"flatten"`` (convolution) or ``"batch"`` (experts).
+        split: None, or how the rows of a fused matrix (QKV) divide into matrices of their own: a number, or sizes.
+        compile: whether the mathematics goes through ``torch.compile``.
+
+    Raises:
+        ValueError: for a setting out of its range, or a parameter that is no matrix.
+    """
+
+    algorithm: ClassVar[str]
+    decay_follows: ClassVar[bool] = False
+    """Whether weights decay after the step rather than before."""
+    sharding: Sharding | None = None
+
+    def __init__(self, params: ParamsT, **settings: Any) -> None:
+        self._settings = {"more_axes": "refuse", "split": None, "compile": False} | settings
+        super().__init__(params, {"algorithm": self.algorithm})
+
+    # --- what a subclass defines ---------------------------------------------------------------------------------------
+
+    def check(self, group: dict[str, Any]) -> None:
+        """Raise ValueError unless the settings of a group of matrices make sense."""
+        raise NotImplementedError
+
+    def fresh_state(self, shape: tuple[int, ...], group: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what is kept for a block ``[..., m, n]``, all zero at first."""
+        raise NotImplementedError
+
+    def direction(self, g: Tensor, state: State, stack: Stack) -> tuple[Tensor | None, State]:
+        """Where a stack of matrices goes, and what is kept.
+
+        Args:
+            g: gradients ``[k, m, n]``; stay as they are.
+            state: ``[k, ...]`` each; stay as they are.
+            stack: whose they are.
+
+        Returns:
+            ``[k, m, n]``, of which :meth:`scale` times the learning rate is subtracted (None: nothing moves), and the new state;
+            entries left out stay.
+        """
+        raise NotImplementedError
+
+    def scale(self, m: int, n: int, group: dict[str, Any]) -> float:
+        """What the direction is multiplied by, besides the learning rate."""
+        raise NotImplementedError
+
+    # --- groups and state ------------------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, with its state.
+
+        Raises:
+            ValueError: as the constructor does; nothing is added then.
+        """
+        group = dict(param_group)
+        algorithm = group.setdefault("algorithm", self.algorithm)
+        if algorithm not in (self.algorithm, ADAMW):
+            raise ValueError(f"algorithm={algorithm!r}: a group of {type(self).__name__} has {self.algorithm!r} or {ADAMW!r}")
+        own = self._settings if algorithm == self.algorithm else ADAMW_DEFAULTS | _shared(self._settings)
+        if unknown := sorted(group.keys() - own.keys() - KNOWN):
+            raise ValueError(f"a group with algorithm={algorithm!r} has no {unknown[0]!r}; it knows {', '.join(sorted(own))}")
+        super().add_param_group(own | group)
+        group = self.param_groups[-1]
+        count = len(self.param_groups)
+        group["names"] = group.get("param_names") or [f"group {count}, parameter {i + 1}" for i in range(len(group["params"]))]
+        try:
+            self._admit(group)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def _admit(self, group: dict[str, Any]) -> None:
+        if not (float(group["lr"]) >= 0 and group["weight_decay"] >= 0):
+            raise ValueError(f"lr={group['lr']} and weight_decay={group['weight_decay']} must be at least 0")
+        if group["algorithm"] != ADAMW:
+            if group["more_axes"] not in get_args(MoreAxes):
+                raise ValueError(f"more_axes={group['more_axes']!r} must be one of {', '.join(get_args(MoreAxes))}")
+            check_shapes(group)
+            self.check(group)
+        for parameter in group["params"]:
+            self.state[parameter] = {}
+        for parameter, entries in self._fresh(group):
+            self.state[parameter] |= entries
+
+    def _fresh(self, group: dict[str, Any]) -> Iterator[tuple[Tensor, State]]:
+        """Zero state for every parameter of a group, block by block where a block is stepped here."""
+        if group["algorithm"] == ADAMW:
+            for parameter in group["params"]:
+                zeros = functools.partial(torch.zeros_like, parameter, dtype=_state_dtype(parameter))
+                yield parameter, {"step": torch.tensor(0.0), "exp_avg": zeros(), "exp_avg_sq": zeros()}
+            return
+        for block in blocks(group):
+            if self.sharding is not None and not self.sharding.owns(block.name):
+                continue
+            options: dict[str, Any] = {"dtype": _state_dtype(block.parameter), "device": block.parameter.device}
+            shapes = self.fresh_state(block.shape, group)
+            entries = {f"{entry}{block.suffix}": torch.zeros(shape, **options) for entry, shape in shapes.items()}
+            yield block.parameter, {f"step{block.suffix}": torch.tensor(0.0), **entries}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what ``state_dict()`` returned, in the dtypes in which it was kept.
+
+        Raises:
+            ValueError: if some state is of another shape (as with another ``rank``); nothing is loaded then.
+        """
+        saved = self._by_parameter(state_dict)
+        self._check_loadable(saved)
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter] = {}
+            for parameter, entries in self._fresh(group):
+                held = saved.get(parameter, {})
+                self.state[parameter] |= {entry: _copied(held.get(entry), fresh) for entry, fresh in entries.items()}
+
+    def _by_parameter(self, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        found = dict(zip(numbers, parameters, strict=False))  # torch complains of another number of them
+        return {found[number]: entries for number, entries in state_dict["state"].items() if number in found}
+
+    def _check_loadable(self, saved: dict[Tensor, dict[str, Any]]) -> None:
+        for group in self.param_groups:
+            for parameter, entries in self._fresh(group):
+                for entry, fresh in entries.items():
+                    held = saved.get(parameter, {}).get(entry)
+                    if isinstance(held, Tensor) and held.shape != fresh.shape:
+                        raise ValueError(self.mismatch(entry, held, fresh))
+
+    def mismatch(self, entry: str, saved: Tensor, fresh: Tensor) -> str:
+        """What to say of an entry of state that has another shape than this optimizer's."""
+        return f"the state to load has {entry} {list(saved.shape)} where this optimizer has {list(fresh.shape)}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_settings": self._settings}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MatrixOptimizer:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(deepcopy(self.__getstate__(), memo))
+        return copied
+
+    def block_shapes(self, group: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
+        """Name and shape ``[..., m, n]`` of every block of a group."""
+        return [(block.name, block.shape) for block in blocks(group)]
+
+    # --- the step ----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of all parameters that have a gradient; none if a gradient is not finite (which waits for a GPU once)."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not _finite(p.grad for group in self.param_groups for p in group["params"] if p.grad is not None):
+            return loss
+        for group in self.param_groups:
+            if group["algorithm"] == ADAMW:
+                self._step_adamw(group)
+        moves = {name: move for stack in self._stacks() for name, move in self._advance(stack)}
+        if self.sharding is not None:
+            moves = self.sharding.exchange(moves)
+        for group, alike in self._by_shape():
+            if moving := [block for block in alike if block.name in moves]:
+                self._move(group, moving, moves)
+        return loss
+
+    def _by_shape(self) -> Iterator[tuple[dict[str, Any], list[Block]]]:
+        """All blocks, by group and shape of their matrices."""
+        for group in self.param_groups:
+            if group["algorithm"] == ADAMW:
+                continue
+            alike: dict[Any, list[Block]] = {}
+            for block in blocks(group):
+                alike.setdefault((block.matrix, block.parameter.dtype, block.parameter.device), []).append(block)
+            yield from ((group, each) for each in alike.values())
+
+    def _stacks(self) -> Iterator[Stack]:
+        """What is to be computed here: blocks with a gradient, of this worker's if they are dealt out."""
+        for group, alike in self._by_shape():
+            by_age: dict[int, list[Block]] = {}
+            for block in alike:
+                if block.parameter.grad is not None and (self.sharding is None or self.sharding.owns(block.name)):
+                    age = int(self.state[block.parameter][f"step{block.suffix}"])
+                    by_age.setdefault(age, []).append(block)
+            yield from (Stack(group, each, age + 1) for age, each in by_age.items())
+
+    def _advance(self, stack: Stack) -> list[tuple[str, Tensor]]:
+        """Take the gradients in; the direction ``[count, m, n]`` of each block by its name, if there is one yet."""
+        states = [self.state[block.parameter] for block in stack.blocks]
+        shapes = self.fresh_state(stack.blocks[0].shape, stack.group)
+        dtype = _state_dtype(stack.blocks[0].parameter)
+        g = stacked([block.of(_gradient(block.parameter)).to(dtype) for block in stack.blocks])
+        state = {
+            entry: stacked([_as_stack(each[entry + block.suffix]) for each, block in zip(states, stack.blocks, strict=True)])
+            for entry in shapes
+        }
+        moved, new = self.direction(g, state, stack)
+        counts = [block.count for block in stack.blocks]
+        for entry, value in new.items():
+            for each, block, part in zip(states, stack.blocks, torch.split(value, counts), strict=True):
+                held = each[entry + block.suffix]
+                held.copy_(part.view(held.shape))
+        for each, block in zip(states, stack.blocks, strict=True):
+            each[f"step{block.suffix}"] += 1
+        if moved is None:
+            return []
+        return [(block.name, part) for block, part in zip(stack.blocks, torch.split(moved, counts), strict=True)]
+
+    def _move(self, group: dict[str, Any], alike: list[Block], moves: dict[str, Tensor]) -> None:
+        """Decay and step blocks of one shape along their directions."""
+        parts, updates = [block.part for block in alike], [block.shaped(moves[block.name]) for block in alike]
+        lr, decay = float(group["lr"]), 1 - float(group["lr"]) * group["weight_decay"]
+        if not self.decay_follows:
+            torch._foreach_mul_(parts, decay)
+        torch._foreach_add_(parts, updates, alpha=-lr * self.scale(*alike[0].matrix, group))
+        if self.decay_follows:
+            torch._foreach_mul_(parts, decay)
+
+    def _step_adamw(self, group: dict[str, Any]) -> None:
+        """torch's own AdamW, on a float32 copy of parameters of fewer bits."""
+        stepped = [p for p in group["params"] if p.grad is not None]
+        wide = [p if p.dtype == _state_dtype(p) else p.to(_state_dtype(p)) for p in stepped]
+        states = [self.state[p] for p in stepped]
+        adamw(
+            wide,
+            [_gradient(p).to(w.dtype) for p, w in zip(stepped, wide, strict=True)],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+            fused=group["fused"],
+        )
+        for p, w in zip(stepped, wide, strict=True):
+            if w is not p:
+                p.copy_(w)
+
+    # --- dealing the work out ----------------------------------------------------------------------------------------------
+
+    def shard(self, world: World, dtype: WireDtype = "bfloat16") -> None:
+        """Deal the matrices to the workers of ``world``, whose gradients are the same: each computes, and keeps the state of,
+        its own, and all directions are gathered once a step.
+
+        Args:
+            world: a lane of its own is not needed: the step waits for it.
+            dtype: of the directions on the wire; everybody, their owner too, applies what went over it.
+        """
+        all_blocks = [(block, self.cost(block, group)) for group, alike in self._by_shape() for block in alike]
+        matrices = {block.name: ((block.count, *block.matrix), cost) for block, cost in all_blocks}
+        self.sharding = Sharding(world, matrices, dtype, all_blocks[0][0].parameter.device)
+        for group in self.param_groups:
+            if group["algorithm"] != ADAMW:
+                kept = {parameter: self.state[parameter] for parameter in group["params"]}
+                self.state.update({parameter: {} for parameter in group["params"]})
+                for parameter, entries in self._fresh(group):
+                    self.state[parameter] |= {entry: kept[parameter][entry] for entry in entries}
+
+    def whole_state(self) -> dict[Tensor, dict[str, Tensor]]:
+        """All state by parameter, also what other workers keep; if the work is dealt out, every worker is to call it."""
+        if self.sharding is None:
+            return dict(self.state)
+        own, shapes = {}, {}
+        for group, alike in self._by_shape():
+            for block in alike:
+                entries = {"step": (), **self.fresh_state(block.shape, group)}
+                shapes[block] = {f"{entry}{block.suffix}": shape for entry, shape in entries.items()}
+                own[block.name] = [
+                    self.state[block.parameter][entry] for entry in shapes[block] if self.sharding.owns(block.name)
+                ]
+        numels = {block.name: sum(map(math.prod, entries.values())) for block, entries in shapes.items()}
+        rows = self.sharding.gather({name: _row(tensors) for name, tensors in own.items() if tensors}, numels)
+        whole = {parameter: dict(state) for parameter, state in self.state.items()}
+        for block, entries in shapes.items():
+            parts = torch.split(rows[block.name], [math.prod(shape) for shape in entries.values()])
+            whole[block.parameter] |= {
+                entry: _as_kept(part.view(shape), block) for (entry, shape), part in zip(entries.items(), parts, strict=True)
+            }
+        return whole
+
+    def cost(self, block: Block, group: dict[str, Any]) -> float:
+        """What a step of a block costs, in any unit: here the products of Newton–Schulz."""
+        m, n = sorted(block.matrix)
+        return float(block.count * m * m * (2 * n + m))
+
+
+KNOWN = frozenset({"params", "algorithm", "role", "lr", "weight_decay", "param_names"})
+
+
+def check_least(group: dict[str, Any], key: str, least: float) -> None:
+    """Raise ValueError unless a setting is a number of at least ``least``."""
+    if not group[key] >= least:
+        raise ValueError(f"{key}={group[key]} must be at least {least:g}")
+
+
+def check_betas(betas: tuple[float, ...]) -> None:
+    """Raise ValueError unless all are in [0, 1)."""
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas={tuple(betas)} must each be at least 0 and less than 1")
+
+
+def check_choice(group: dict[str, Any], key: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless a setting is one of ``choices``."""
+    if group[key] not in choices:
+        raise ValueError(f"{key}={group[key]!r} must be one of {', '.join(choices)}")
+
+
+def _shared(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: settings[key] for key in ("lr", "weight_decay")}
+
+
+def _state_dtype(parameter: Tensor) -> torch.dtype:
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.is_sparse:
+        raise RuntimeError("a sparse gradient cannot be stepped: make the embedding with sparse=False")
+    return gradient
+
+
+def _row(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1).to(tensors[-1].device) for tensor in tensors])
+
+
+def _as_kept(value: Tensor, block: Block) -> Tensor:
+    """A gathered entry of state as its owner has it: the step on the CPU."""
+    return value.to(_state_dtype(block.parameter)).clone() if value.ndim else value.float().cpu()
+
+
+def _as_stack(value: Tensor) -> Tensor:
+    return value.reshape(-1, *value.shape[-2:])
+
+
+def _copied(saved: Any, fresh: Tensor) -> Tensor:
+    """Saved state in its own dtype; fresh where there is none."""
+    if saved is None:
+        return fresh
+    assert isinstance(saved, Tensor)
+    return saved.to(fresh.device, fresh.dtype, copy=True)
+
+
+def _finite(gradients: Iterable[Tensor]) -> bool:
+    norms = torch._foreach_norm([g.coalesce().values() if g.is_sparse else g for g in gradients], ord=math.inf)
+    return not norms or bool(torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms]).isfinite().all())
