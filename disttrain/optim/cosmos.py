@@ -125,7 +125,7 @@ class COSMOS(MatrixOptimizer):
             warnings.warn(
                 f"rank={group['rank']} is more than {len(smaller)} of the matrices have, {smaller[0]} among them: "
                 "theirs is clamped to their smaller side",
-                stacklevel=6,
+                stacklevel=7,  # the caller of the constructor,
             )
 
     def fresh_state(self, shape: tuple[int, ...], group: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -40,11 +40,10 @@ def leading_singular_vectors(g: Tensor, rank: int) -> Tensor:
 
 
 def orthonormalise(p: Tensor) -> Tensor:
-    """An orthonormal basis of the columns' span, the Q of a QR decomposition up to the columns' signs.
+    """An orthonormal basis of the columns' span: the Q of a QR decomposition, up to the columns' signs.
 
-    CholeskyQR2 (Yamamoto et al., 2015), batched: Q = P R⁻¹ with RᵀR = PᵀP, twice. Scaling the columns to length 1 first changes
-    nothing but the condition number, by orders of magnitude for the power-law spectra that gradients have; the Gram matrices are
-    float64. Where it does not come out orthonormal, because columns are dependent, Householder's QR does it.
+    On a CPU LAPACK's Householder QR is two to three times faster than :func:`cholesky_qr2` (docs/lab_notebook.md); on a GPU QR
+    goes through the matrices one by one, and batched products are the way.
 
     Args:
         p: ``[..., n, r]`` with r ≤ n.
@@ -52,18 +51,26 @@ def orthonormalise(p: Tensor) -> Tensor:
     Returns:
         ``[..., n, r]``.
     """
-    q, fine = _cholesky_qr2(p)
-    if not fine:
-        q = torch.linalg.qr(p).Q
-    return q
+    q = cholesky_qr2(p) if p.is_cuda else None
+    return torch.linalg.qr(p).Q if q is None else q
 
 
-def _cholesky_qr2(p: Tensor) -> tuple[Tensor, bool]:
-    """Q, and whether all of the stack can be relied on."""
+def cholesky_qr2(p: Tensor) -> Tensor | None:
+    """CholeskyQR2 (Yamamoto et al., 2015), batched: Q = P R⁻¹ with RᵀR = PᵀP, twice.
+
+    Scaling the columns to length 1 first changes nothing but the condition number, by orders of magnitude for the power-law
+    spectra that gradients have; the Gram matrices are float64.
+
+    Args:
+        p: ``[..., n, r]`` with r ≤ n.
+
+    Returns:
+        ``[..., n, r]``; None where some matrix of the stack does not come out orthonormal, for its columns are all but dependent.
+    """
     lengths = torch.linalg.vector_norm(p, dim=-2, keepdim=True)
     q, bad = _cholesky_qr(p / lengths.clamp(min=torch.finfo(p.dtype).tiny))
     q, still_bad = _cholesky_qr(q, most_deviation=0.1)
-    return q, not bool((bad | still_bad).any())  # the only wait for a GPU
+    return None if bool((bad | still_bad).any()) else q  # the only wait for a GPU
 
 
 def _cholesky_qr(p: Tensor, most_deviation: float = float("inf")) -> tuple[Tensor, Tensor]:
