@@ -37,6 +37,8 @@ def refuse_other_run(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str
     changed = difference(old, new)
     essential = (*ESSENTIAL, "training.seed", "training.batch_size")
     wrong = [each for each in changed if any(each[0] == key or each[0].startswith(f"{key}.") for key in essential)]
+    renamed = {key.removesuffix("name") for key, _, _ in wrong if key.endswith(".name")}  # other settings follow from that
+    wrong = [each for each in wrong if each[0].endswith(".name") or not each[0].startswith(tuple(renamed))]
     if wrong:
         listed = ", ".join(f"{key}: {was} there, {now} here" for key, was, now in wrong)
         raise UserError(f"the checkpoint is of another run ({listed}); nothing was changed. Start anew in another run.directory")

@@ -137,8 +137,8 @@ def _load_state(optimizer: Optimizer, state: dict[str, dict[str, Any]], names: d
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for entry, saved in state.get(names[id(parameter)], {}).items():
-                held = optimizer.state[parameter][entry]
-                if isinstance(saved, Tensor) and held.dtype != saved.dtype:
+                held = optimizer.state[parameter].get(entry)  # None: another worker keeps it
+                if isinstance(saved, Tensor) and held is not None and held.dtype != saved.dtype:
                     optimizer.state[parameter][entry] = saved.to(held.device)
 
 

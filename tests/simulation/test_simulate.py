@@ -50,6 +50,7 @@ SAME_WEIGHTS = {  # overrides, and the method of gradients that a process's equa
                               ("strategy.name=local", "partition.name=dirichlet", "partition.on_small=repair")),
     "MLP, AdamW, cosine": (digits_config, 2, "vmap", ("optimizer.name=adamw", "schedule.name=cosine")),
     "MLP, Muon, 16 bits": (digits_config, 4, "vmap", ("optimizer.name=muon", "strategy.name=ddp_cast")),
+    "MLP, COSMOS": (digits_config, 2, "vmap", ("optimizer.name=cosmos", "optimizer.rank=4")),
     "BatchNorm, accumulated": (digits_config, 2, "loop",
                                ("model.norm=batch", "training.gradient_accumulation=2", "strategy.buffers=average")),
     "dropout, local": (digits_config, 2, "loop", ("model.dropout=0.3", "strategy.name=local")),

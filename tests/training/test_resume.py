@@ -15,6 +15,9 @@ OPTIMIZERS = {
     "sgd": ("optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.9"),
     "adamw": ("optimizer.name=adamw", "optimizer.lr=3e-3"),
     "muon": ("optimizer.name=muon", "optimizer.lr=8e-3"),
+    "soap": ("optimizer.name=soap",),
+    "cosmos": ("optimizer.name=cosmos", "optimizer.lr=2e-2", "optimizer.rank=8"),
+    "cosmos, dealt out": ("optimizer.name=cosmos", "optimizer.lr=2e-2", "optimizer.rank=8", "optimizer.sharding=bfloat16"),
     "adagrad": ("optimizer.name=import", "optimizer.target=torch.optim:Adagrad", "optimizer.lr=1e-2"),
 }
 
@@ -49,6 +52,33 @@ def test_dropout_and_a_middle_of_an_epoch_resume(launched, tmp_path):
     launched(1, train, config, tmp_path / "halves", *options, "training.stop_after=7")
     halves = launched(1, train, config, tmp_path / "halves", *options, "training.resume=auto")
     assert halves[0][0] == straight[0][0]
+
+
+def test_dealt_out_state_continues_with_another_number_of_workers(launched, tmp_path):
+    config, options = write_config(tmp_path), (*OPTIMIZERS["cosmos"], "optimizer.sharding=float32")
+    straight = launched(2, train, config, tmp_path / "straight", *options)
+    launched(2, train, config, tmp_path / "run", *options, "training.stop_after=10")
+    continued = launched(4, train, config, tmp_path / "run", *options, "training.resume=auto")
+    assert len({own for own, _ in continued}) == 1
+    assert continued[0][1]["validation_loss"] == pytest.approx(straight[0][1]["validation_loss"], rel=1e-3)
+
+
+def test_another_rank_is_refused_with_both(launched, tmp_path):
+    config, options = write_config(tmp_path), OPTIMIZERS["cosmos"]
+    launched(1, train, config, tmp_path / "run", *options, "training.stop_after=5")
+    changed = (*options[:-1], "optimizer.rank=4", "training.resume=auto")
+    assert "optimizer.rank: 8 there, 4 here" in launched(1, users_mistake, config, tmp_path / "run", *changed)[0]
+
+
+def test_what_workers_do_not_do_alike_is_not_dealt_out(launched, tmp_path):
+    options = (*OPTIMIZERS["cosmos"], "optimizer.sharding=float32", "strategy.name=local")
+    assert "set optimizer.sharding=null" in launched(2, users_mistake, write_config(tmp_path), tmp_path / "run", *options)[0]
+
+
+def users_mistake(*arguments):
+    with pytest.raises(UserError) as mistake:
+        train(*arguments)
+    return str(mistake.value)
 
 
 def test_another_number_of_workers_continues_a_replicated_run(launched, tmp_path):
