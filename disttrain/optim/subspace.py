@@ -52,18 +52,18 @@ def orthonormalise(p: Tensor) -> Tensor:
     Returns:
         ``[..., n, r]``.
     """
-    q, fine = _cholesky_qr2(p)
-    if not fine:
-        q = torch.linalg.qr(p).Q
+    q, bad = _cholesky_qr2(p)
+    if bad.any():  # the only wait for a GPU
+        q = torch.where(bad[..., None, None], torch.linalg.qr(p).Q, q)  # the others come out as they would alone
     return q
 
 
-def _cholesky_qr2(p: Tensor) -> tuple[Tensor, bool]:
-    """Q, and whether all of the stack can be relied on."""
+def _cholesky_qr2(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Q, and which matrices of the stack it cannot be relied on for."""
     lengths = torch.linalg.vector_norm(p, dim=-2, keepdim=True)
     q, bad = _cholesky_qr(p / lengths.clamp(min=torch.finfo(p.dtype).tiny))
     q, still_bad = _cholesky_qr(q, most_deviation=0.1)
-    return q, not bool((bad | still_bad).any())  # the only wait for a GPU
+    return q, bad | still_bad
 
 
 def _cholesky_qr(p: Tensor, most_deviation: float = float("inf")) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -59,7 +58,7 @@ class WorkerGradients:
         replicas: the workers.
         objective: the loss.
         seed: the run's; each worker draws dropout and the like from a generator of its own, as its process would.
-        chunk: workers whose activations are in memory at once; see :func:`chunks`.
+        chunk: workers whose activations are in memory at once.
         autocast: makes the context that forward passes run in.
 
     Attributes:
@@ -96,7 +95,8 @@ class WorkerGradients:
         self._accumulate = accumulate
         step = self._loop if self.method == "loop" else self._chunk_by_vmap if self.method == "vmap" else self._chunk_by_forward
         parts = []
-        for rows in chunks(len(inputs), self._chunk):
+        for start in range(0, len(inputs), self._chunk):
+            rows = slice(start, min(start + self._chunk, len(inputs)))
             parts.append(step(rows, inputs[rows], targets[rows], passes))
         losses: Tensor = torch.cat(parts)
         return losses
@@ -262,15 +262,6 @@ def _other_generators() -> tuple[object, ...]:
 
 def _in_module(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"module.{name}": tensor for name, tensor in tensors.items()}
-
-
-def chunks(workers: int, chunk: int) -> list[slice]:
-    """All workers in parts of ``chunk``, but never one alone: torch computes a batch of one matrix in another way than a batch of
-    several, and a layer of width 1 would show it."""
-    starts = list(range(0, workers, max(2, chunk)))
-    if len(starts) > 1 and workers - starts[-1] == 1:
-        starts.pop()
-    return [slice(start, stop) for start, stop in pairwise([*starts, workers])]
 
 
 def _first_line(error: object) -> str:
