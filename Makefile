@@ -8,9 +8,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 quickstart: .venv/ready
 	$(BIN)/disttrain train configs/quickstart.yaml --workers 2
 
-# Most tests wait for processes: two files at a time take little more than half as long.
 test: .venv/ready-dev
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest
 
 test-slow: .venv/ready-dev
 	$(BIN)/pytest -m slow

@@ -5,14 +5,14 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from disttrain.component import UserError
 from disttrain.models import CnnConfig, MlpConfig
 from disttrain.objectives import Classification
-from disttrain.simulation.gradients import METHODS, WorkerGradients, chunks
+from disttrain.simulation.gradients import METHODS, WorkerGradients
 from disttrain.simulation.replicas import Replicas
 from disttrain.task import ClassificationTask
 
@@ -64,16 +64,7 @@ def test_methods_agree_with_plain_torch(config, method):
         assert torch.equal(gradients, expected), "bitwise"
 
 
-@given(st.integers(1, 40), st.integers(1, 50))
-def test_chunks_cover_all_workers_once_and_leave_none_alone(workers, chunk):
-    parts = chunks(workers, chunk)
-    assert [worker for rows in parts for worker in range(rows.start, rows.stop)] == list(range(workers))
-    assert all(2 <= rows.stop - rows.start <= max(2, chunk) + 1 for rows in parts) or workers == 1
-
-
 @settings(max_examples=25)
-@example(1, "vmap", 10, [1])
-@example(2, "forward", 7, [1, 5])
 @given(
     st.integers(1, WORKERS + 3),
     st.sampled_from(METHODS),
