@@ -125,7 +125,7 @@ class COSMOS(MatrixOptimizer):
             warnings.warn(
                 f"rank={group['rank']} is more than {len(smaller)} of the matrices have, {smaller[0]} among them: "
                 "theirs is clamped to their smaller side",
-                stacklevel=7,  # the caller of the constructor,
+                stacklevel=7,  # the caller of the constructor
             )
 
     def fresh_state(self, shape: tuple[int, ...], group: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -211,6 +211,7 @@ def cosmos_direction(
         NORM(A + γB)·√(mn), M and V anew.
     """
     (beta1, beta2), (bias1, bias2) = settings.betas, biases.unbind()
+    size = math.sqrt(g.shape[-2] * g.shape[-1])
     projected = torch.bmm(g, basis)
     momentum = torch.lerp(momentum, g, 1 - beta1)
     second = torch.lerp(second, projected.square(), 1 - beta2)
@@ -223,11 +224,11 @@ def cosmos_direction(
     if basis.shape[-1] < basis.shape[-2] and settings.gamma > 0:
         residual = torch.baddbmm(smoothed, z, basis.mT, alpha=-1)
         rest = newton_schulz(residual, settings.coefficients, settings.ns_dtype).to(g.dtype)
-        weight = settings.gamma * math.sqrt(g.shape[-2] * g.shape[-1]) / _norm(rest).clamp(min=_tiny(g))
+        weight = _over_norm(settings.gamma * size, rest)
         if settings.guarded:
             weight = weight * (_norm(residual) > LEAST_RESIDUAL * _norm(smoothed))
         direction = direction + weight * rest
-    return direction * (math.sqrt(g.shape[-2] * g.shape[-1]) / _norm(direction).clamp(min=_tiny(g))), momentum, second
+    return direction * _over_norm(size, direction), momentum, second
 
 
 class Settings(NamedTuple):
@@ -261,8 +262,10 @@ def _norm(x: Tensor) -> Tensor:
     return norm
 
 
-def _tiny(x: Tensor) -> float:
-    return torch.finfo(x.dtype).tiny
+def _over_norm(factor: float, x: Tensor) -> Tensor:
+    """``factor``/‖x‖ of each matrix, ``[k, 1, 1]``; 0 where x is zero, or so small that the quotient would overflow."""
+    norm = _norm(x)
+    return torch.where(norm > factor * torch.finfo(x.dtype).tiny, factor / norm, 0.0)
 
 
 @optimizers.register

@@ -155,10 +155,11 @@ class MatrixOptimizer(Optimizer):
         """Restore what ``state_dict()`` returned, in the dtypes in which it was kept.
 
         Raises:
-            ValueError: if some state is of another shape (as with another ``rank``); nothing is loaded then.
+            ValueError: if a group has another algorithm, or some state another shape (as with another ``rank``); nothing is
+                loaded then.
         """
         saved = self._by_parameter(state_dict)
-        self._check_loadable(saved)
+        self._check_loadable(saved, state_dict["param_groups"])
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -173,7 +174,12 @@ class MatrixOptimizer(Optimizer):
         found = dict(zip(numbers, parameters, strict=False))  # torch complains of another number of them
         return {found[number]: entries for number, entries in state_dict["state"].items() if number in found}
 
-    def _check_loadable(self, saved: dict[Tensor, dict[str, Any]]) -> None:
+    def _check_loadable(self, saved: dict[Tensor, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
+        for group, other in zip(self.param_groups, groups, strict=False):
+            if other.get("algorithm") != group["algorithm"]:  # state of one name need not be the same thing
+                raise ValueError(
+                    f"the state to load is of {other.get('algorithm')!r}, this optimizer's of {group['algorithm']!r}"
+                )
         for group in self.param_groups:
             for parameter, entries in self._fresh(group):
                 for entry, fresh in entries.items():
@@ -404,5 +410,6 @@ def _copied(saved: Any, fresh: Tensor) -> Tensor:
 
 
 def _finite(gradients: Iterable[Tensor]) -> bool:
-    norms = torch._foreach_norm([g.coalesce().values() if g.is_sparse else g for g in gradients], ord=math.inf)
+    entries = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    norms = torch._foreach_norm(entries, ord=math.inf) if entries else []  # torch refuses an empty list
     return not norms or bool(torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms]).isfinite().all())

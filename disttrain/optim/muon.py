@@ -20,7 +20,7 @@ from torch.optim.optimizer import ParamsT
 from disttrain.optim.base import optimizers
 from disttrain.optim.compiled import maybe_compiled
 from disttrain.optim.matrix_config import NS_DTYPES, MatrixOptimizerConfig, NSDtype
-from disttrain.optim.matrix_optimizer import MatrixOptimizer, Stack, State, check_betas, check_choice
+from disttrain.optim.matrix_optimizer import MatrixOptimizer, Stack, State, check_choice
 from disttrain.optim.newton_schulz import TABLES, Coefficients, newton_schulz
 
 Adjust = Literal["original", "match_rms_adamw"]
@@ -72,7 +72,8 @@ class Muon(MatrixOptimizer):
 
     def check(self, group: dict[str, Any]) -> None:
         """Raise ValueError unless the settings make sense."""
-        check_betas((group["momentum"],))
+        if not 0 <= group["momentum"] < 1:
+            raise ValueError(f"momentum={group['momentum']} must be at least 0 and less than 1")
         check_choice(group, "adjust", ("original", "match_rms_adamw"))
         check_choice(group, "coefficients", tuple(TABLES))
 

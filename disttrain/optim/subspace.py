@@ -51,26 +51,31 @@ def orthonormalise(p: Tensor) -> Tensor:
     Returns:
         ``[..., n, r]``.
     """
-    q = cholesky_qr2(p) if p.is_cuda else None
-    return torch.linalg.qr(p).Q if q is None else q
+    if p.is_cuda:
+        return cholesky_qr2(p)
+    householder: Tensor = torch.linalg.qr(p).Q
+    return householder
 
 
-def cholesky_qr2(p: Tensor) -> Tensor | None:
-    """CholeskyQR2 (Yamamoto et al., 2015), batched: Q = P R⁻¹ with RᵀR = PᵀP, twice.
+def cholesky_qr2(p: Tensor) -> Tensor:
+    """CholeskyQR2 (Yamamoto et al., 2015), batched: Q = P R⁻¹ with RᵀR = PᵀP, twice; Householder's QR where that is no good.
 
     Scaling the columns to length 1 first changes nothing but the condition number, by orders of magnitude for the power-law
-    spectra that gradients have; the Gram matrices are float64.
+    spectra that gradients have; the Gram matrices are float64. What remains are columns that are all but dependent.
 
     Args:
         p: ``[..., n, r]`` with r ≤ n.
 
     Returns:
-        ``[..., n, r]``; None where some matrix of the stack does not come out orthonormal, for its columns are all but dependent.
+        ``[..., n, r]``.
     """
     lengths = torch.linalg.vector_norm(p, dim=-2, keepdim=True)
     q, bad = _cholesky_qr(p / lengths.clamp(min=torch.finfo(p.dtype).tiny))
     q, still_bad = _cholesky_qr(q, most_deviation=0.1)
-    return None if bool((bad | still_bad).any()) else q  # the only wait for a GPU
+    bad = bad | still_bad
+    if bad.any():  # the only wait for a GPU
+        q = torch.where(bad[..., None, None], torch.linalg.qr(p).Q, q)  # the others come out as they would alone
+    return q
 
 
 def _cholesky_qr(p: Tensor, most_deviation: float = float("inf")) -> tuple[Tensor, Tensor]:

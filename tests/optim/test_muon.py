@@ -2,11 +2,18 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matrices import SEEDS, conditioned, deviation, gaussian, orthogonal
 from small_modules import same_parameters, split, train, twins
 from torch import nn
 
-from disttrain.optim import AdamWConfig, MuonConfig, table
+from disttrain.optim import AdamWConfig, Muon, MuonConfig, table
 from disttrain.optim.newton_schulz import newton_schulz
+from tests.reference.muon import ReferenceMuon
+from tests.reference.muon import scale as reference_scale
+
+few = settings(max_examples=20)
 
 
 def by_hand(module, *, lr, adamw_lr, **muon):
@@ -81,3 +88,97 @@ def test_the_table_of_a_single_optimizer_names_that():
     module, _ = twins()
     assert {row.optimizer for row in table(AdamWConfig().build(module))} == {"AdamW"}
     assert [row.group for row in table(torch.optim.SGD(module.parameters()))] == ["all"]
+
+
+# --- the optimizer itself ----------------------------------------------------------------------------------------------
+
+
+def stepped(gradients, start=None, **hyper):
+    """The weight after each gradient; in fp64 throughout, unless said otherwise, and from zero unless ``start`` is given."""
+    weight = nn.Parameter((torch.zeros_like(gradients[0]) if start is None else start).clone())
+    optimizer, weights = Muon([weight], **{"ns_dtype": torch.float64, **hyper}), []
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+        weights.append(weight.detach().clone())
+    return weights
+
+
+def stream(m, n, steps=4, seed=0):
+    return [gaussian(m, n, seed=seed + 100 * step) for step in range(steps)]
+
+
+@settings(max_examples=50)
+@given(
+    st.tuples(st.integers(1, 16), st.integers(1, 16)),
+    SEEDS,
+    st.fixed_dictionaries(
+        {
+            "lr": st.sampled_from([0.02, 0.5]),
+            "momentum": st.sampled_from([0.0, 0.9, 0.95]),
+            "nesterov": st.booleans(),
+            "weight_decay": st.sampled_from([0.0, 0.1]),
+            "adjust": st.sampled_from(["original", "match_rms_adamw"]),
+            "coefficients": st.sampled_from(["jordan", "quintic", "polar_express", "deepseek"]),
+        }
+    ),
+)
+def test_muon_is_the_reference(shape, seed, hyper):
+    start, gradients = gaussian(*shape, seed=seed + 7), stream(*shape, seed=seed)
+    reference = ReferenceMuon(start, **hyper)
+    for gradient, weight in zip(gradients, stepped(gradients, start, **hyper), strict=True):
+        reference.step(gradient)
+        assert deviation(weight, reference.weight) < 1e-10
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48)])
+def test_on_one_matrix_it_is_torchs_but_for_the_rounding_of_bfloat16(shape, adjust, nesterov):
+    ours, theirs = (nn.Parameter(gaussian(*shape, dtype=torch.float32)) for _ in range(2))
+    muon = Muon([ours], lr=0.1, nesterov=nesterov, adjust=adjust)
+    torchs = torch.optim.Muon([theirs], lr=0.1, nesterov=nesterov, adjust_lr_fn=adjust)
+    start = ours.detach().clone()
+    for gradient in stream(*shape, 5):
+        ours.grad = theirs.grad = gradient.float()
+        muon.step(), torchs.step()
+    assert deviation(ours - start, theirs - start) < 0.02
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_bfloat16_parameters_keep_their_momentum(nesterov):
+    """With nesterov=False torch 2.13 overwrites it (PyTorch #194664)."""
+    weight, momentum = nn.Parameter(gaussian(6, 8).bfloat16()), torch.zeros(6, 8)
+    muon = Muon([weight], nesterov=nesterov)
+    for gradient in stream(6, 8):
+        weight.grad = gradient.bfloat16()
+        muon.step()
+        momentum = 0.95 * momentum + 0.05 * weight.grad.float()
+    assert deviation(muon.state[weight]["momentum"], momentum) < 1e-6
+
+
+@few
+@given(SEEDS, st.tuples(st.integers(2, 12), st.integers(2, 12)), st.floats(-6, 6))
+def test_the_scale_of_all_gradients_does_not_matter(seed, shape, exponent):
+    gradients = stream(*shape, seed=seed)
+    scaled = stepped([10.0**exponent * G for G in gradients])
+    assert deviation(scaled[-1], stepped(gradients)[-1]) < 1e-9
+
+
+@few
+@given(SEEDS, st.tuples(st.integers(2, 12), st.integers(2, 12)))
+def test_muon_turns_with_inputs_and_outputs(seed, shape):
+    L, R, gradients = orthogonal(shape[0], seed), orthogonal(shape[1], seed + 1), stream(*shape, seed=seed)
+    turned = stepped([L @ G @ R for G in gradients])
+    assert deviation(turned[-1], L @ stepped(gradients)[-1] @ R) < 1e-10
+
+
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+@few
+@given(G=conditioned(shapes=st.tuples(st.integers(1, 24), st.integers(1, 24))))
+def test_the_root_mean_square_of_an_update_is_the_scale_over_the_root_of_the_greater_side(adjust, G):
+    (update,) = stepped([G], lr=1.0, weight_decay=0.0, adjust=adjust)
+    m, n = G.shape
+    assert 0.68 <= update.square().mean().sqrt() * max(m, n) ** 0.5 / reference_scale(m, n, adjust) <= 1.2025
+    if adjust == "match_rms_adamw":
+        assert 0.136 <= update.square().mean().sqrt() <= 0.2405
