@@ -62,7 +62,7 @@ def test_it_is_the_reference(case, seed):
     reference = ReferenceSOAP(start, **hyper)
     for gradient, weight in zip(gradients, weights, strict=True):
         reference.step(gradient)
-        assert deviation(weight, reference.weight) < 1e-7
+        assert deviation(weight, reference.weight) < 1e-10
     for name, side, basis in (("left", m, reference.basis_left), ("right", n, reference.basis_right)):
         assert (name in state) == (side <= hyper["max_size"])
         if name in state:
@@ -139,11 +139,11 @@ def test_it_turns_with_inputs_and_outputs(seed, size):
     L, R, gradients = orthogonal(size, seed), orthogonal(size, seed + 1), stream(size, size, seed=seed)
     turned, _ = trained([L @ G @ R for G in gradients], frequency=1, weight_decay=0.0)
     weights, _ = trained(gradients, frequency=1, weight_decay=0.0)
-    assert farthest(turned[1:], [L @ weight @ R for weight in weights[1:]]) < 1e-6
+    assert farthest(turned[1:], [L @ weight @ R for weight in weights[1:]]) < 1e-9
 
 
 @few
-@given(SEEDS, st.integers(2, 8))
+@given(SEEDS, st.integers(6, 8))
 def test_without_bases_it_does_not_turn(seed, size):
     L, gradients = orthogonal(size, seed), stream(size, size, seed=seed)
     turned, _ = trained([L @ G for G in gradients], max_size=1, weight_decay=0.0)
@@ -157,7 +157,7 @@ def test_the_transpose_goes_to_the_transpose(seed, size):
     gradients = stream(size, size, seed=seed)
     upright, _ = trained(gradients, frequency=2)
     lying, _ = trained([G.T for G in gradients], frequency=2)
-    assert farthest(lying[1:], [weight.T for weight in upright[1:]]) < 1e-7
+    assert farthest(lying[1:], [weight.T for weight in upright[1:]]) < 1e-10
 
 
 # --- bases -------------------------------------------------------------------------------------------------------------
