@@ -15,7 +15,7 @@ With gradient G ``[m, n]``, momentum M, basis U ``[n, r]``, S ≈ Uᵀ·EMA(Gᵀ
 The paper's own text was not available to us: this follows the public code (lliu606/COSMOS, of 2026-02-01), and leaves it where it
 is wrong: state owns its memory (there the basis is a view of a full n × n matrix); ``nesterov=False`` has momentum; gradients are
 not overwritten; the rank is clamped; the first basis needs no full SVD; and two quotients of rounding errors are not blown up to
-full size: a residual below 1e-5 of the gradient counts as none, and Adam's denominator is at least 1e-6 of its largest entry.
+full size: a residual below 1e-5 of the gradient counts as none, and Adam's denominator is at least 1e-5 of its largest entry.
 ``parity="reference"`` undoes the last three: exact first basis, no such guards.
 """
 
@@ -32,15 +32,16 @@ from torch.optim.optimizer import ParamsT
 
 from disttrain.optim.adamw import Beta
 from disttrain.optim.base import optimizers
+from disttrain.optim.checks import check_betas, check_choice, check_least, check_positive
 from disttrain.optim.compiled import maybe_compiled
 from disttrain.optim.matrix_config import NS_DTYPES, MatrixOptimizerConfig, NSDtype
-from disttrain.optim.matrix_optimizer import MatrixOptimizer, Stack, State, check_betas, check_choice, check_least
+from disttrain.optim.matrix_optimizer import MatrixOptimizer, Stack, State
 from disttrain.optim.newton_schulz import TABLES, Coefficients, newton_schulz
 from disttrain.optim.subspace import initial_basis, leading_singular_vectors, orthonormalise
 
 LEAST_RESIDUAL = 1e-5
 """Share of the gradient's norm below which what the basis does not span is rounding."""
-LEAST_DENOMINATOR = 1e-6
+LEAST_DENOMINATOR = 1e-5
 """Share of the largest denominator of a matrix below which a direction is dead."""
 
 
@@ -111,7 +112,8 @@ class COSMOS(MatrixOptimizer):
 
     def check(self, group: dict[str, Any]) -> None:
         """Raise ValueError unless the settings make sense; warn once of ranks that are clamped."""
-        for key in ("lr_ratio", "eps", "gamma"):
+        check_positive(group, "eps")
+        for key in ("lr_ratio", "gamma"):
             check_least(group, key, 0)
         for key in ("rank", "refresh_every"):
             check_least(group, key, 1)

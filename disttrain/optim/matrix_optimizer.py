@@ -192,6 +192,8 @@ class MatrixOptimizer(Optimizer):
         return f"the state to load has {entry} {list(saved.shape)} where this optimizer has {list(fresh.shape)}"
 
     def __getstate__(self) -> dict[str, Any]:
+        if self.sharding is not None:
+            raise ValueError("an optimizer whose work is dealt out cannot be copied or pickled: other workers keep its state")
         return {**super().__getstate__(), "_settings": self._settings}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MatrixOptimizer:
@@ -354,24 +356,6 @@ class MatrixOptimizer(Optimizer):
 KNOWN = frozenset({"params", "algorithm", "role", "lr", "weight_decay", "param_names"})
 
 
-def check_least(group: dict[str, Any], key: str, least: float) -> None:
-    """Raise ValueError unless a setting is a number of at least ``least``."""
-    if not group[key] >= least:
-        raise ValueError(f"{key}={group[key]} must be at least {least:g}")
-
-
-def check_betas(betas: tuple[float, ...]) -> None:
-    """Raise ValueError unless all are in [0, 1)."""
-    if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas={tuple(betas)} must each be at least 0 and less than 1")
-
-
-def check_choice(group: dict[str, Any], key: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless a setting is one of ``choices``."""
-    if group[key] not in choices:
-        raise ValueError(f"{key}={group[key]!r} must be one of {', '.join(choices)}")
-
-
 def _shared(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: settings[key] for key in ("lr", "weight_decay")}
 
@@ -410,6 +394,7 @@ def _copied(saved: Any, fresh: Tensor) -> Tensor:
 
 
 def _finite(gradients: Iterable[Tensor]) -> bool:
+    """Whether all entries are finite, and their squares, which all second moments are made of, do not overflow."""
     entries = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-    norms = torch._foreach_norm(entries, ord=math.inf) if entries else []  # torch refuses an empty list
+    norms = torch._foreach_norm(entries) if entries else []  # torch refuses an empty list
     return not norms or bool(torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms]).isfinite().all())

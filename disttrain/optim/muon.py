@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from disttrain.optim.base import optimizers
+from disttrain.optim.checks import check_choice
 from disttrain.optim.compiled import maybe_compiled
 from disttrain.optim.matrix_config import NS_DTYPES, MatrixOptimizerConfig, NSDtype
-from disttrain.optim.matrix_optimizer import MatrixOptimizer, Stack, State, check_choice
+from disttrain.optim.matrix_optimizer import MatrixOptimizer, Stack, State
 from disttrain.optim.newton_schulz import TABLES, Coefficients, newton_schulz
 
 Adjust = Literal["original", "match_rms_adamw"]

@@ -24,9 +24,10 @@ from torch.optim.optimizer import ParamsT
 from disttrain.optim.adamw import Beta
 from disttrain.optim.base import optimizers
 from disttrain.optim.blocks import Block
+from disttrain.optim.checks import check_betas, check_least, check_positive
 from disttrain.optim.compiled import maybe_compiled
 from disttrain.optim.matrix_config import MatrixOptimizerConfig
-from disttrain.optim.matrix_optimizer import MatrixOptimizer, Stack, State, check_betas, check_least
+from disttrain.optim.matrix_optimizer import MatrixOptimizer, Stack, State
 from disttrain.optim.subspace import orthonormalise
 
 
@@ -75,7 +76,7 @@ class SOAP(MatrixOptimizer):
     def check(self, group: dict[str, Any]) -> None:
         """Raise ValueError unless the settings make sense."""
         check_betas(group["betas"])
-        check_least(group, "eps", 0)
+        check_positive(group, "eps")
         check_least(group, "frequency", 1)
         check_least(group, "max_size", 1)
 

@@ -186,10 +186,10 @@ def share_outside_the_row_space(rank, seed, **overrides):
 @few
 @given(SEEDS)
 def test_low_rank_gradients_are_not_answered_with_rounding_noise(seed):
-    """In directions of the basis in which nothing happens, noise of 1e-7 meets a denominator of 1e-6."""
+    """In directions of the basis in which nothing happens, noise of 1e-7 meets a denominator of 1e-5."""
     assert share_outside_the_row_space(4, seed) < 1e-5
-    assert share_outside_the_row_space(3, seed) < 0.3
-    assert share_outside_the_row_space(1, seed) < 0.5
+    assert share_outside_the_row_space(3, seed) < 0.1
+    assert share_outside_the_row_space(1, seed) < 0.1
 
 
 @pytest.mark.parametrize(("rank", "noise"), [(4, 0.3), (1, 0.8)])

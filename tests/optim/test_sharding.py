@@ -17,7 +17,7 @@ from disttrain.worlds.traffic import all_gather_wire_bytes
 KINDS = {
     "muon": lambda params: Muon(params, lr=0.02, ns_dtype=torch.float32),
     "soap": lambda params: SOAP(params, lr=3e-3, frequency=2),
-    "cosmos": lambda params: COSMOS(params, lr=0.02, rank=3, ns_dtype=torch.float32),
+    "cosmos": lambda params: COSMOS(params, lr=0.02, rank=2, ns_dtype=torch.float32),
 }
 STEPS = 5
 

@@ -113,7 +113,7 @@ class ReferenceCosmos:
         """A + γB: Adam's quotient inside the subspace, the orthogonalised rest outside."""
         inside = smoothed @ self.basis
         root = torch.sqrt(self.second / (1 - self.beta2**self.t))
-        floor = 1e-6 * root.max() if self.parity == "corrected" else torch.tensor(0.0, dtype=torch.float64)
+        floor = 1e-5 * root.max() if self.parity == "corrected" else torch.tensor(0.0, dtype=torch.float64)
         A = (inside / (torch.maximum(root, floor) + self.eps)) @ self.basis.T
         return A + self.gamma * self.outside(smoothed, smoothed - inside @ self.basis.T)
 
