@@ -118,3 +118,21 @@ def _split_rows(name: str, parameter: Tensor, split: int | Sequence[int]) -> lis
 def stacked(parts: Sequence[Tensor]) -> Tensor:
     """Parts ``[count, ...]`` as one ``[sum of counts, ...]``; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def state_dtype(parameter: Tensor) -> torch.dtype:
+    """Of what is kept for a parameter: float32, whatever the parameter's, or float64 for float64."""
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """The gradient of a parameter that has one.
+
+    Raises:
+        RuntimeError: if it is sparse.
+    """
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.is_sparse:
+        raise RuntimeError("a sparse gradient cannot be stepped: make the embedding with sparse=False")
+    return gradient

@@ -19,10 +19,11 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
-from disttrain.optim.blocks import Block, MoreAxes, blocks, check_shapes, stacked
+from disttrain.optim.adamw_groups import step_adamw
+from disttrain.optim.blocks import Block, MoreAxes, blocks, check_shapes, gradient_of, stacked, state_dtype
+from disttrain.optim.groups import ParameterGroup
 from disttrain.optim.sharding import Sharding, WireDtype
 from disttrain.worlds.world import World
 
@@ -49,7 +50,9 @@ class MatrixOptimizer(Optimizer):
     A subclass names its ``algorithm``, checks its settings, and defines ``fresh_state``, ``direction`` and ``scale``.
 
     Args:
-        params: parameters, or groups of them; a group may have ``algorithm="adamw"`` and every setting of its own.
+        params: parameters, or groups of them; a group may have ``algorithm="adamw"`` and every setting of its own. Or what
+            ``build_param_groups(module)`` returns: AdamW steps all but the role matrix, and embeddings, norms and biases do
+            not decay.
         settings: the subclass's, the defaults of its groups; among them ``lr`` and ``weight_decay``.
 
     Group settings that all of them know:
@@ -68,7 +71,8 @@ class MatrixOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, **settings: Any) -> None:
         self._settings = {"more_axes": "refuse", "split": None, "compile": False} | settings
-        super().__init__(params, {"algorithm": self.algorithm})
+        given: list[Any] = [_by_role(each) if isinstance(each, ParameterGroup) else each for each in params]
+        super().__init__(given, {"algorithm": self.algorithm})
 
     # --- what a subclass defines ---------------------------------------------------------------------------------------
 
@@ -140,13 +144,13 @@ class MatrixOptimizer(Optimizer):
         """Zero state for every parameter of a group, block by block where a block is stepped here."""
         if group["algorithm"] == ADAMW:
             for parameter in group["params"]:
-                zeros = functools.partial(torch.zeros_like, parameter, dtype=_state_dtype(parameter))
+                zeros = functools.partial(torch.zeros_like, parameter, dtype=state_dtype(parameter))
                 yield parameter, {"step": torch.tensor(0.0), "exp_avg": zeros(), "exp_avg_sq": zeros()}
             return
         for block in blocks(group):
             if self.sharding is not None and not self.sharding.owns(block.name):
                 continue
-            options: dict[str, Any] = {"dtype": _state_dtype(block.parameter), "device": block.parameter.device}
+            options: dict[str, Any] = {"dtype": state_dtype(block.parameter), "device": block.parameter.device}
             shapes = self.fresh_state(block.shape, group)
             entries = {f"{entry}{block.suffix}": torch.zeros(shape, **options) for entry, shape in shapes.items()}
             yield block.parameter, {f"step{block.suffix}": torch.tensor(0.0), **entries}
@@ -219,7 +223,7 @@ class MatrixOptimizer(Optimizer):
             return loss
         for group in self.param_groups:
             if group["algorithm"] == ADAMW:
-                self._step_adamw(group)
+                step_adamw(group, self.state)
         moves = {name: move for stack in self._stacks() for name, move in self._advance(stack)}
         if self.sharding is not None:
             moves = self.sharding.exchange(moves)
@@ -252,8 +256,8 @@ class MatrixOptimizer(Optimizer):
         """Take the gradients in; the direction ``[count, m, n]`` of each block by its name, if there is one yet."""
         states = [self.state[block.parameter] for block in stack.blocks]
         shapes = self.fresh_state(stack.blocks[0].shape, stack.group)
-        dtype = _state_dtype(stack.blocks[0].parameter)
-        g = stacked([block.of(_gradient(block.parameter)).to(dtype) for block in stack.blocks])
+        dtype = state_dtype(stack.blocks[0].parameter)
+        g = stacked([block.of(gradient_of(block.parameter)).to(dtype) for block in stack.blocks])
         state = {
             entry: stacked([_as_stack(each[entry + block.suffix]) for each, block in zip(states, stack.blocks, strict=True)])
             for entry in shapes
@@ -279,31 +283,6 @@ class MatrixOptimizer(Optimizer):
         torch._foreach_add_(parts, updates, alpha=-lr * self.scale(*alike[0].matrix, group))
         if self.decay_follows:
             torch._foreach_mul_(parts, decay)
-
-    def _step_adamw(self, group: dict[str, Any]) -> None:
-        """torch's own AdamW, on a float32 copy of parameters of fewer bits."""
-        stepped = [p for p in group["params"] if p.grad is not None]
-        wide = [p if p.dtype == _state_dtype(p) else p.to(_state_dtype(p)) for p in stepped]
-        states = [self.state[p] for p in stepped]
-        adamw(
-            wide,
-            [_gradient(p).to(w.dtype) for p, w in zip(stepped, wide, strict=True)],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-            fused=group["fused"],
-        )
-        for p, w in zip(stepped, wide, strict=True):
-            if w is not p:
-                p.copy_(w)
 
     # --- dealing the work out ----------------------------------------------------------------------------------------------
 
@@ -356,20 +335,13 @@ class MatrixOptimizer(Optimizer):
 KNOWN = frozenset({"params", "algorithm", "role", "lr", "weight_decay", "param_names"})
 
 
+def _by_role(group: ParameterGroup) -> dict[str, Any]:
+    spared = {} if group.decays("matrices") else {"weight_decay": 0.0}
+    return group.for_torch(**({} if group.role == "matrix" else {"algorithm": ADAMW, **spared}))
+
+
 def _shared(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: settings[key] for key in ("lr", "weight_decay")}
-
-
-def _state_dtype(parameter: Tensor) -> torch.dtype:
-    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    gradient = parameter.grad
-    assert gradient is not None
-    if gradient.is_sparse:
-        raise RuntimeError("a sparse gradient cannot be stepped: make the embedding with sparse=False")
-    return gradient
 
 
 def _row(tensors: list[Tensor]) -> Tensor:
@@ -378,7 +350,7 @@ def _row(tensors: list[Tensor]) -> Tensor:
 
 def _as_kept(value: Tensor, block: Block) -> Tensor:
     """A gathered entry of state as its owner has it: the step on the CPU."""
-    return value.to(_state_dtype(block.parameter)).clone() if value.ndim else value.float().cpu()
+    return value.to(state_dtype(block.parameter)).clone() if value.ndim else value.float().cpu()
 
 
 def _as_stack(value: Tensor) -> Tensor:
