@@ -154,7 +154,8 @@ class COSMOS(MatrixOptimizer):
         biases = torch.tensor([bias1, 1 - beta2**stack.step], dtype=torch.float64)
         settings = settings_of(group, basis.shape[-1], basis.shape[-2])
         advance = maybe_compiled(cosmos_direction, group["compile"])
-        moved, momentum, second = advance(g, momentum, basis, state["second"], biases, settings)
+        momentum = momentum.lerp_(g, 1 - beta1)
+        moved, second = advance(g, momentum, basis, state["second"], biases, settings)
         new = {"momentum": momentum.mT if turned else momentum, "basis": basis, "gram": gram, "second": second}
         return moved.mT if turned else moved, new
 
@@ -198,39 +199,37 @@ def turn_basis(g: Tensor, basis: Tensor, gram: Tensor, step: int, beta2: float, 
 
 def cosmos_direction(
     g: Tensor, momentum: Tensor, basis: Tensor, second: Tensor, biases: Tensor, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The update's direction, in the basis as it is now.
 
     Args:
         g: G, ``[k, m, n]``.
-        momentum: M, ``[k, m, n]``.
+        momentum: M, ``[k, m, n]``, which has taken G in.
         basis: U, ``[k, n, r]``.
         second: V, ``[k, m, r]``.
         biases: what Ĝ and V are divided by, ``[2]``.
         settings: constants.
 
     Returns:
-        NORM(A + γB)·√(mn), M and V anew.
+        NORM(A + γB)·√(mn), and V anew.
     """
     (beta1, beta2), (bias1, bias2) = settings.betas, biases.unbind()
     size = math.sqrt(g.shape[-2] * g.shape[-1])
-    projected = torch.bmm(g, basis)
-    momentum = torch.lerp(momentum, g, 1 - beta1)
-    second = torch.lerp(second, projected.square(), 1 - beta2)
-    smoothed = (torch.lerp(g, momentum, beta1) if settings.nesterov else momentum) / bias1
-    z = torch.bmm(smoothed, basis)
+    second = torch.lerp(second, torch.bmm(g, basis).square(), 1 - beta2)
+    biased = torch.lerp(g, momentum, beta1) if settings.nesterov else momentum  # Newton–Schulz needs no division by bias1
+    z = torch.bmm(biased, basis)
     denominator = (second / bias2).sqrt()
     if settings.guarded:
         denominator = denominator.maximum(LEAST_DENOMINATOR * denominator.amax((-2, -1), keepdim=True))
-    direction = torch.bmm(z / (denominator + settings.eps), basis.mT)
+    direction = torch.bmm(z / bias1 / (denominator + settings.eps), basis.mT)
     if basis.shape[-1] < basis.shape[-2] and settings.gamma > 0:
-        residual = torch.baddbmm(smoothed, z, basis.mT, alpha=-1)
+        residual = torch.baddbmm(biased, z, basis.mT, alpha=-1)
         rest = newton_schulz(residual, settings.coefficients, settings.ns_dtype).to(g.dtype)
         weight = _over_norm(settings.gamma * size, rest)
         if settings.guarded:
-            weight = weight * (_norm(residual) > LEAST_RESIDUAL * _norm(smoothed))
-        direction = direction + weight * rest
-    return direction * _over_norm(size, direction), momentum, second
+            weight = weight * (_norm(residual) > LEAST_RESIDUAL * _norm(biased))
+        direction.addcmul_(weight, rest)
+    return direction.mul_(_over_norm(size, direction)), second
 
 
 class Settings(NamedTuple):

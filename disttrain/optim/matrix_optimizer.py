@@ -89,7 +89,7 @@ class MatrixOptimizer(Optimizer):
 
         Args:
             g: gradients ``[k, m, n]``; stay as they are.
-            state: ``[k, ...]`` each; stay as they are.
+            state: ``[k, ...]`` each; may be written to.
             stack: whose they are.
 
         Returns:
@@ -267,7 +267,8 @@ class MatrixOptimizer(Optimizer):
         for entry, value in new.items():
             for each, block, part in zip(states, stack.blocks, torch.split(value, counts), strict=True):
                 held = each[entry + block.suffix]
-                held.copy_(part.view(held.shape))
+                if held.data_ptr() != part.data_ptr():
+                    held.copy_(part.view(held.shape))
         for each, block in zip(states, stack.blocks, strict=True):
             each[f"step{block.suffix}"] += 1
         if moved is None:

@@ -87,8 +87,8 @@ class Muon(MatrixOptimizer):
         group = stack.group
         advance = maybe_compiled(muon_direction, group["compile"])
         settings = group["momentum"], group["nesterov"], group["coefficients"], group["ns_dtype"]
-        moved, momentum = advance(g, state["momentum"], *settings)
-        return moved, {"momentum": momentum}
+        momentum = state["momentum"].lerp_(g, 1 - group["momentum"])
+        return advance(g, momentum, *settings), {"momentum": momentum}
 
     def scale(self, m: int, n: int, group: dict[str, Any]) -> float:
         """s."""
@@ -97,11 +97,10 @@ class Muon(MatrixOptimizer):
 
 def muon_direction(
     g: Tensor, momentum: Tensor, mu: float, nesterov: bool, coefficients: Coefficients, ns_dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """NewtonSchulz(Ĝ) and B anew, for gradients and momenta ``[k, m, n]``."""
-    momentum = torch.lerp(momentum, g, 1 - mu)
+) -> Tensor:
+    """NewtonSchulz(Ĝ) for gradients and momenta, which have taken them in, ``[k, m, n]``."""
     smoothed = torch.lerp(g, momentum, mu) if nesterov else momentum
-    return newton_schulz(smoothed, coefficients, ns_dtype).to(g.dtype), momentum
+    return newton_schulz(smoothed, coefficients, ns_dtype).to(g.dtype)
 
 
 @optimizers.register
