@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matrices import SEEDS, SHAPES, conditioned, deviation, gaussian, matrices, orthogonal
+from matrices import SEEDS, SHAPES, conditioned, deviation, gaussian, matrices, orthogonal, power_law
 from torch.utils.flop_counter import FlopCounterMode
 
 from disttrain.optim.newton_schulz import TABLES, newton_schulz, newton_schulz_flops
@@ -172,3 +172,14 @@ def test_the_operations_counted_are_those_executed(coefficients, shape):
     with FlopCounterMode(display=False) as counter:
         newton_schulz(torch.randn(shape), coefficients)
     assert counter.get_total_flops() == newton_schulz_flops(*shape, coefficients)
+
+
+@pytest.mark.parametrize("coefficients", ["jordan", "quintic", "polar_express"])
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_on_the_gram_matrix_of_a_wide_one_it_is_the_same_within_the_rounding_of_float32(coefficients, power):
+    x = power_law(24, 100, power, seed=1).float()
+    gram, wide = newton_schulz(x, coefficients, torch.float32).double(), exact(x.double(), coefficients)
+    assert 0 < deviation(gram, wide) < 5e-3
+    with FlopCounterMode(display=False) as counter:
+        newton_schulz(x, coefficients, torch.float32)
+    assert counter.get_total_flops() < 0.65 * newton_schulz_flops(24, 100, coefficients)
