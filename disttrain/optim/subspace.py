@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 ROUNDS = 4
-"""Of subspace iteration for a first basis: 5 times faster than the SVD of a 1024 × 1024 gradient (docs/lab_notebook.md)."""
+"""Of subspace iteration for a first basis; see docs/lab_notebook.md for what they take."""
 
 
 def initial_basis(g: Tensor, rank: int) -> Tensor:
