@@ -152,3 +152,19 @@ def test_every_matrix_has_one_owner_and_no_worker_more_than_its_share(costs, siz
     assert owners == deal(dict(reversed(named.items())), size), "a pure function of names and costs"
     loads = [sum(cost for name, cost in named.items() if owners[name] == rank) for rank in range(size)]
     assert max(loads) <= sum(costs) / size + (1 - 1 / size) * max(costs) + 1e-9
+
+
+def refused(world):
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    mesh = init_device_mesh("cpu", (world.size,))
+    matrix = nn.Parameter(distribute_tensor(torch.randn(4, 6), mesh, [Shard(0)]))
+    with pytest.raises(ValueError, match="DTensor") as mistake:
+        COSMOS([("up.weight", matrix)], rank=2)
+    return str(mistake.value)
+
+
+def test_a_parameter_of_which_a_worker_sees_a_part_is_refused_with_what_to_do(workers):
+    for message in workers(2, refused):
+        assert message.startswith("up.weight is a DTensor")
+        assert "algorithm='adamw'" in message
