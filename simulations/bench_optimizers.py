@@ -60,9 +60,9 @@ def alone(options: argparse.Namespace) -> None:
         "AdamW (torch)": lambda: torch.optim.AdamW(matrices),
         "Muon (torch, bfloat16)": lambda: torch.optim.Muon(matrices),
         "Muon": lambda: Muon(matrices, ns_dtype=dtype),
-        "SOAP": lambda: SOAP(matrices),
+        "SOAP, bases still": lambda: SOAP(matrices, frequency=1_000_000),
+        "SOAP, bases turning": lambda: SOAP(matrices, frequency=1),  # one step in ten, by default
         "COSMOS": lambda: COSMOS(matrices, ns_dtype=dtype),
-        "COSMOS, basis every 10": lambda: COSMOS(matrices, ns_dtype=dtype, refresh_every=10),
         "COSMOS, plain loop": lambda: CosmosLoop(matrices, ns_dtype=dtype),
         "COSMOS, plain loop, bfloat16": lambda: CosmosLoop(matrices, ns_dtype=torch.bfloat16),
     }

@@ -98,8 +98,8 @@ def check_shapes(group: dict[str, Any]) -> None:
                 f"{name} has shape {list(parameter.shape)}: say what it is by more_axes='flatten' (a convolution is the matrix "
                 "[out, rest]) or more_axes='batch' (a matrix in the last two axes), or give its group algorithm='adamw'"
             )
-        if parameter.is_complex() or not parameter.is_floating_point():
-            raise ValueError(f"{name} is {parameter.dtype}: only real floating-point matrices can be orthogonalised")
+        if not parameter.numel():
+            raise ValueError(f"{name} has shape {list(parameter.shape)}, and no entry: leave it out")
         if group["split"] is not None:
             _split_rows(name, parameter, group["split"])
 
@@ -109,8 +109,8 @@ def _split_rows(name: str, parameter: Tensor, split: int | Sequence[int]) -> lis
     rows = len(parameter)
     if parameter.ndim != 2:
         raise ValueError(f"{name} has shape {list(parameter.shape)}: only a matrix can be split")
-    sizes = [rows // split] * split if isinstance(split, int) else list(split)
-    if sum(sizes) != rows or min(sizes) < 1:
+    sizes = [rows // max(1, split)] * split if isinstance(split, int) else list(split)
+    if sum(sizes) != rows or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise ValueError(f"{name} has {rows} rows, which split={split} does not divide: give a number of equal parts, or sizes")
     return sizes
 

@@ -19,6 +19,13 @@ def maybe_compiled(function: Function, wanted: bool) -> Function:
     return _compiled(function) if wanted else function
 
 
+MOST_SIGNATURES = 256
+"""Shapes, dtypes and constants of one function, all models of the process together; torch's own limit is 8."""
+
+
 @functools.cache
 def _compiled(function: Function) -> Function:
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_SIGNATURES)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, MOST_SIGNATURES)
     return cast(Function, torch.compile(function, dynamic=False, fullgraph=True))

@@ -32,7 +32,7 @@ from torch.optim.optimizer import ParamsT
 
 from disttrain.optim.adamw import Beta
 from disttrain.optim.base import optimizers
-from disttrain.optim.checks import check_betas, check_choice, check_least, check_positive
+from disttrain.optim.checks import check_betas, check_choice, check_count, check_dtype, check_least, check_positive
 from disttrain.optim.compiled import maybe_compiled
 from disttrain.optim.matrix_config import NS_DTYPES, MatrixOptimizerConfig, NSDtype
 from disttrain.optim.matrix_optimizer import MatrixOptimizer, Stack, State
@@ -116,7 +116,8 @@ class COSMOS(MatrixOptimizer):
         for key in ("lr_ratio", "gamma"):
             check_least(group, key, 0)
         for key in ("rank", "refresh_every"):
-            check_least(group, key, 1)
+            check_count(group, key)
+        check_dtype(group, "ns_dtype")
         check_betas(group["betas"])
         check_choice(group, "gamma_scaling", ("fixed", "width"))
         check_choice(group, "project", ("in", "min"))

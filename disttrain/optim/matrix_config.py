@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from disttrain.optim.matrix_optimizer import ADAMW, MatrixOptimizer
 from disttrain.optim.sharding import WireDtype
 from disttrain.worlds.world import World
 
+Parts = Annotated[int, Field(ge=1)]
 NSDtype = Literal["bfloat16", "float32"]
 NS_DTYPES: dict[NSDtype, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -33,7 +34,7 @@ class MatrixOptimizerConfig(OptimizerConfig):
     """Treat a convolution as the matrix [out, in·height·width] too; else AdamW steps it."""
     experts: bool = False
     """Treat the last two axes of a parameter of three or more as matrices, such as stacked experts; else AdamW steps it."""
-    split: dict[str, int | tuple[int, ...]] = Field(default_factory=dict)
+    split: dict[str, Parts | tuple[Parts, ...]] = Field(default_factory=dict)
     """Fused matrices that are several: a name or pattern, such as "*.qkv.weight", and in how many equal parts, or parts of
     which sizes, its rows divide."""
     sharding: WireDtype | None = None

@@ -23,6 +23,7 @@ from torch.optim.optimizer import ParamsT
 
 from disttrain.optim.adamw_groups import step_adamw
 from disttrain.optim.blocks import Block, MoreAxes, blocks, check_shapes, gradient_of, stacked, state_dtype
+from disttrain.optim.checks import check_betas, check_least
 from disttrain.optim.groups import ParameterGroup
 from disttrain.optim.sharding import Sharding, WireDtype
 from disttrain.worlds.world import World
@@ -71,8 +72,10 @@ class MatrixOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, **settings: Any) -> None:
         self._settings = {"more_axes": "refuse", "split": None, "compile": False} | settings
-        given: list[Any] = [_by_role(each) if isinstance(each, ParameterGroup) else each for each in params]
-        super().__init__(given, {"algorithm": self.algorithm})
+        if not isinstance(params, Tensor):  # that is torch's to refuse
+            given: list[Any] = [_by_role(each) if isinstance(each, ParameterGroup) else each for each in params]
+            params = given
+        super().__init__(params, {"algorithm": self.algorithm})
 
     # --- what a subclass defines ---------------------------------------------------------------------------------------
 
@@ -110,6 +113,8 @@ class MatrixOptimizer(Optimizer):
         Raises:
             ValueError: as the constructor does; nothing is added then.
         """
+        if self.sharding is not None:
+            raise ValueError("add groups before shard(): the work is dealt out already")
         group = dict(param_group)
         algorithm = group.setdefault("algorithm", self.algorithm)
         if algorithm not in (self.algorithm, ADAMW):
@@ -120,17 +125,28 @@ class MatrixOptimizer(Optimizer):
         super().add_param_group(own | group)
         group = self.param_groups[-1]
         count = len(self.param_groups)
-        group["names"] = group.get("param_names") or [f"group {count}, parameter {i + 1}" for i in range(len(group["params"]))]
+        taken = {name for each in self.param_groups[:-1] for name in each["names"]}
+        names = group.get("param_names") or [f"parameter {i + 1}" for i in range(len(group["params"]))]
+        group["names"] = []
+        for name in names:  # those of two modules may be the same
+            unique = f"group {count}, {name}" if name in taken else name
+            group["names"].append(unique if unique not in taken else f"{unique} ({len(taken)})")
+            taken.add(group["names"][-1])
         try:
             self._admit(group)
-        except ValueError:
+        except Exception:
             self.param_groups.pop()
             raise
 
     def _admit(self, group: dict[str, Any]) -> None:
         if not (float(group["lr"]) >= 0 and group["weight_decay"] >= 0):
             raise ValueError(f"lr={group['lr']} and weight_decay={group['weight_decay']} must be at least 0")
-        if group["algorithm"] != ADAMW:
+        if odd := [name for name, p in zip(group["names"], group["params"], strict=True) if not p.is_floating_point()]:
+            raise ValueError(f"{odd[0]} is not of a real floating-point dtype")
+        if group["algorithm"] == ADAMW:
+            check_betas(group["betas"])
+            check_least(group, "eps", 0)
+        else:
             if group["more_axes"] not in get_args(MoreAxes):
                 raise ValueError(f"more_axes={group['more_axes']!r} must be one of {', '.join(get_args(MoreAxes))}")
             check_shapes(group)
@@ -145,7 +161,8 @@ class MatrixOptimizer(Optimizer):
         if group["algorithm"] == ADAMW:
             for parameter in group["params"]:
                 zeros = functools.partial(torch.zeros_like, parameter, dtype=state_dtype(parameter))
-                yield parameter, {"step": torch.tensor(0.0), "exp_avg": zeros(), "exp_avg_sq": zeros()}
+                step = torch.zeros((), device=parameter.device if group["fused"] else "cpu")  # where torch's kernel looks for it
+                yield parameter, {"step": step, "exp_avg": zeros(), "exp_avg_sq": zeros()}
             return
         for block in blocks(group):
             if self.sharding is not None and not self.sharding.owns(block.name):
@@ -159,13 +176,15 @@ class MatrixOptimizer(Optimizer):
         """Restore what ``state_dict()`` returned, in the dtypes in which it was kept.
 
         Raises:
-            ValueError: if a group has another algorithm, or some state another shape (as with another ``rank``); nothing is
-                loaded then.
+            ValueError: if a group has another algorithm, or some state is missing or of another shape (as with another
+                ``rank``); nothing is loaded then.
         """
         saved = self._by_parameter(state_dict)
         self._check_loadable(saved, state_dict["param_groups"])
+        own = [{key: group[key] for key in STRUCTURE if key in group} for group in self.param_groups]
         super().load_state_dict(state_dict)
-        for group in self.param_groups:
+        for group, kept in zip(self.param_groups, own, strict=True):
+            group.update(kept)
             for parameter in group["params"]:
                 self.state[parameter] = {}
             for parameter, entries in self._fresh(group):
@@ -184,12 +203,20 @@ class MatrixOptimizer(Optimizer):
                 raise ValueError(
                     f"the state to load is of {other.get('algorithm')!r}, this optimizer's of {group['algorithm']!r}"
                 )
+        sizes = [[len(group["params"]) for group in each] for each in (self.param_groups, groups)]
+        if not saved or sizes[0] != sizes[1]:
+            return  # everything starts anew; or torch refuses it
         for group in self.param_groups:
+            names = dict(zip(group["params"], group["names"], strict=True))
             for parameter, entries in self._fresh(group):
                 for entry, fresh in entries.items():
                     held = saved.get(parameter, {}).get(entry)
-                    if isinstance(held, Tensor) and held.shape != fresh.shape:
-                        raise ValueError(self.mismatch(entry, held, fresh))
+                    if not isinstance(held, Tensor):
+                        raise ValueError(
+                            f"{names[parameter]}: the state to load has no {entry}; was it split otherwise, or dealt out?"
+                        )
+                    if held.shape != fresh.shape:
+                        raise ValueError(f"{names[parameter]}: {self.mismatch(entry, held, fresh)}")
 
     def mismatch(self, entry: str, saved: Tensor, fresh: Tensor) -> str:
         """What to say of an entry of state that has another shape than this optimizer's."""
@@ -295,6 +322,8 @@ class MatrixOptimizer(Optimizer):
             world: a lane of its own is not needed: the step waits for it.
             dtype: of the directions on the wire; everybody, their owner too, applies what went over it.
         """
+        if all(group["algorithm"] == ADAMW for group in self.param_groups):
+            raise ValueError("there is no matrix to deal out")
         all_blocks = [(block, self.cost(block, group)) for group, alike in self._by_shape() for block in alike]
         matrices = {block.name: ((block.count, *block.matrix), cost) for block, cost in all_blocks}
         self.sharding = Sharding(world, matrices, dtype, all_blocks[0][0].parameter.device)
@@ -314,11 +343,11 @@ class MatrixOptimizer(Optimizer):
             for block in alike:
                 entries = {"step": (), **self.fresh_state(block.shape, group)}
                 shapes[block] = {f"{entry}{block.suffix}": shape for entry, shape in entries.items()}
-                own[block.name] = [
-                    self.state[block.parameter][entry] for entry in shapes[block] if self.sharding.owns(block.name)
-                ]
+                if self.sharding.owns(block.name):
+                    own[block.name] = _row([self.state[block.parameter][entry] for entry in shapes[block]])
         numels = {block.name: sum(map(math.prod, entries.values())) for block, entries in shapes.items()}
-        rows = self.sharding.gather({name: _row(tensors) for name, tensors in own.items() if tensors}, numels)
+        double = any(block.parameter.dtype == torch.float64 for block in shapes)
+        rows = self.sharding.gather(own, numels, torch.float64 if double else torch.float32)
         whole = {parameter: dict(state) for parameter, state in self.state.items()}
         for block, entries in shapes.items():
             parts = torch.split(rows[block.name], [math.prod(shape) for shape in entries.values()])
@@ -333,6 +362,8 @@ class MatrixOptimizer(Optimizer):
         return float(block.count * m * m * (2 * n + m))
 
 
+STRUCTURE = ("names", "more_axes", "split")
+"""Settings of a group that its state is laid out by: those of a state dict are not taken over."""
 KNOWN = frozenset({"params", "algorithm", "role", "lr", "weight_decay", "param_names"})
 
 
@@ -351,7 +382,7 @@ def _row(tensors: list[Tensor]) -> Tensor:
 
 def _as_kept(value: Tensor, block: Block) -> Tensor:
     """A gathered entry of state as its owner has it: the step on the CPU."""
-    return value.to(state_dtype(block.parameter)).clone() if value.ndim else value.float().cpu()
+    return value.to(state_dtype(block.parameter), copy=True) if value.ndim else value.to("cpu", torch.float32, copy=True)
 
 
 def _as_stack(value: Tensor) -> Tensor:
@@ -369,5 +400,6 @@ def _copied(saved: Any, fresh: Tensor) -> Tensor:
 def _finite(gradients: Iterable[Tensor]) -> bool:
     """Whether all entries are finite, and their squares, which all second moments are made of, do not overflow."""
     entries = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-    norms = torch._foreach_norm(entries) if entries else []  # torch refuses an empty list
-    return not norms or bool(torch.stack([norm.to(norms[0].device, torch.float32) for norm in norms]).isfinite().all())
+    wide = [torch.float64 if each.dtype == torch.float64 else torch.float32 for each in entries]
+    norms = [torch.linalg.vector_norm(each, dtype=dtype) for each, dtype in zip(entries, wide, strict=True)]
+    return not norms or bool(torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms]).isfinite().all())

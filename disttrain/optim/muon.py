@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from disttrain.optim.base import optimizers
-from disttrain.optim.checks import check_choice
+from disttrain.optim.checks import check_choice, check_dtype
 from disttrain.optim.compiled import maybe_compiled
 from disttrain.optim.matrix_config import NS_DTYPES, MatrixOptimizerConfig, NSDtype
 from disttrain.optim.matrix_optimizer import MatrixOptimizer, Stack, State
@@ -77,6 +77,7 @@ class Muon(MatrixOptimizer):
             raise ValueError(f"momentum={group['momentum']} must be at least 0 and less than 1")
         check_choice(group, "adjust", ("original", "match_rms_adamw"))
         check_choice(group, "coefficients", tuple(TABLES))
+        check_dtype(group, "ns_dtype")
 
     def fresh_state(self, shape: tuple[int, ...], group: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         """mn numbers."""

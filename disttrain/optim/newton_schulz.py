@@ -66,7 +66,7 @@ def newton_schulz(
     transposed = x.shape[-2] > x.shape[-1]
     x = x.mT if transposed else x  # the products are of the smaller side
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    x = (x / (norm * MARGIN.get(coefficients, 1.0)).clamp(min=eps)).to(dtype).contiguous()
+    x = (x / (norm * MARGIN.get(coefficients, 1.0)).clamp(min=max(eps, torch.finfo(x.dtype).tiny))).to(dtype).contiguous()
     shape = x.shape
     x = x.flatten(0, -3) if x.ndim > 2 else x[None]
     iterate = _on_gram if _is_for_gram(x, coefficients) else _directly

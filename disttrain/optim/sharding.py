@@ -69,7 +69,7 @@ class Sharding:
         for name, move in moves.items():
             rows[name][0] = 1
             rows[name][1:] = move.reshape(-1)
-        gathered = self.gather(rows, numels)
+        gathered = self.gather(rows, numels, self.dtype)
         moving = torch.stack([gathered[name][0] for name in self.shapes]).tolist()
         return {
             name: gathered[name][1:].float().view(shape)
@@ -77,15 +77,16 @@ class Sharding:
             if moves_now
         }
 
-    def gather(self, own: Mapping[str, Tensor], numels: Mapping[str, int]) -> dict[str, Tensor]:
+    def gather(self, own: Mapping[str, Tensor], numels: Mapping[str, int], dtype: torch.dtype) -> dict[str, Tensor]:
         """One vector for each matrix, from its owner to everybody, by a single gather.
 
         Args:
-            own: this worker's; they go over the wire in the dtype of the first, or in the wire's where a worker has none.
+            own: this worker's.
             numels: entries of everybody's.
+            dtype: on the wire, the same on every worker.
         """
         width = max(sum(numels[name] for name in names) for names in self._names)
-        row = torch.zeros(1, width, dtype=next((each.dtype for each in own.values()), self.dtype), device=self._device)
+        row = torch.zeros(1, width, dtype=dtype, device=self._device)
         start = 0
         for name in self._names[self._rank]:
             row[0, start : start + numels[name]] = own[name]

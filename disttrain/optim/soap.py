@@ -24,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 from disttrain.optim.adamw import Beta
 from disttrain.optim.base import optimizers
 from disttrain.optim.blocks import Block
-from disttrain.optim.checks import check_betas, check_least, check_positive
+from disttrain.optim.checks import check_betas, check_count, check_positive
 from disttrain.optim.compiled import maybe_compiled
 from disttrain.optim.matrix_config import MatrixOptimizerConfig
 from disttrain.optim.matrix_optimizer import MatrixOptimizer, Stack, State
@@ -77,8 +77,8 @@ class SOAP(MatrixOptimizer):
         """Raise ValueError unless the settings make sense."""
         check_betas(group["betas"])
         check_positive(group, "eps")
-        check_least(group, "frequency", 1)
-        check_least(group, "max_size", 1)
+        check_count(group, "frequency")
+        check_count(group, "max_size")
 
     def fresh_state(self, shape: tuple[int, ...], group: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         """2mn + 2m² + 2n² numbers, without those of a side that is too long."""

@@ -117,7 +117,10 @@ class TrainingState:
         for path, value in (tensors | scalars["plain"]).items():
             name, entry = path.rsplit("/", 1)
             state.setdefault(name, {})[entry] = value
-        _load_state(self._optimizer.inner, state, self._names)
+        try:
+            _load_state(self._optimizer.inner, state, self._names)
+        except ValueError as error:
+            raise UserError(f"the checkpoint does not fit the optimizer: {error}") from error
         for moved, fresh, group in zip(scalars["groups"], self._fresh_groups, self._optimizer.param_groups, strict=True):
             # A value that the optimizer itself advanced (a counter, say) goes on; one that the config has changed since wins.
             group.update({key: now for key, (was, now) in moved.items() if fresh.get(key) == was})

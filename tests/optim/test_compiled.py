@@ -48,3 +48,13 @@ def test_compiled_equals_eager_and_a_schedule_compiles_nothing_anew(kind, backen
             assert graphs >= 2, "one for each shape, or nothing was compiled"
     assert counters["stats"]["unique_graphs"] == graphs
     assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(eager, compiled, strict=True))
+
+
+def test_more_shapes_than_torchs_limit_of_recompilations(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    _compiled.cache_clear()
+    torch._dynamo.reset()
+    parameters = [nn.Parameter(torch.ones(4, 3 + number)) for number in range(10)]
+    optimizer = Muon(parameters, compile=True)
+    step(parameters, optimizer, 0)
+    assert not any(torch.equal(p, torch.ones_like(p)) for p in parameters)

@@ -291,3 +291,57 @@ def test_a_parameter_belongs_to_one_group(make):
     params = parameters(shapes=[(6, 8)])
     with pytest.raises(ValueError, match="more than one parameter group"):
         make([{"params": params}, {"params": params}])
+
+
+def test_parameters_of_the_same_name_are_stepped_by_their_own_gradients():
+    first, second = (nn.Parameter(torch.zeros(4, 4)) for _ in range(2))
+    first.grad, second.grad = torch.eye(4), torch.ones(4, 4)
+    Muon([{"params": [("weight", first)]}, {"params": [("weight", second)]}], lr=1.0).step()
+    alone = nn.Parameter(torch.zeros(4, 4))
+    alone.grad = torch.eye(4)
+    Muon([alone], lr=1.0).step()
+    assert torch.equal(first, alone)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("group", "words"),
+    [
+        ({"params": [nn.Parameter(torch.ones(4, 4))], "split": 0}, "split=0 does not divide"),
+        ({"params": [nn.Parameter(torch.ones(4, 4))], "split": (2.0, 2.0)}, "does not divide"),
+        ({"params": [nn.Parameter(torch.ones(0, 4))]}, "no entry"),
+        ({"params": [nn.Parameter(torch.ones(4, 4))], "ns_dtype": "bfloat16"}, "ns_dtype='bfloat16' must be"),
+        ({"params": [nn.Parameter(torch.ones(4, 4))], "rank": 2.5}, "rank=2.5 must be a whole number"),
+        ({"params": [nn.Parameter(torch.ones(4))], "algorithm": "adamw", "eps": -1.0}, "eps=-1.0 must be"),
+        ({"params": [nn.Parameter(torch.ones(4))], "algorithm": "adamw", "betas": (0.9, 1.0)}, "betas=.* less than 1"),
+        ({"params": [nn.Parameter(torch.ones(4, dtype=torch.complex64))], "algorithm": "adamw"}, "floating-point"),
+    ],
+)
+def test_a_group_that_cannot_be_stepped_is_refused_and_not_added(group, words):
+    optimizer = COSMOS([nn.Parameter(torch.ones(8, 8))], rank=2)
+    with pytest.raises(ValueError, match=words):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_fused_adamw_finds_its_step_where_its_parameters_are():
+    on_device = nn.Parameter(torch.ones(4, device="meta"))
+    for fused, device in ((True, "meta"), (None, "cpu")):
+        optimizer = Muon([{"params": [on_device], "algorithm": "adamw", "fused": fused}])
+        assert optimizer.state[on_device]["step"].device.type == device
+
+
+def test_a_float16_gradient_whose_norm_float16_cannot_hold_is_a_step():
+    p = nn.Parameter(torch.zeros(300, 300, dtype=torch.float16))
+    p.grad = torch.full_like(p, 400)
+    Muon([p], lr=1.0).step()
+    assert p.abs().sum() > 0
+
+
+def test_state_that_lacks_an_entry_is_refused():
+    p = nn.Parameter(torch.ones(8, 4))
+    p.grad = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    optimizer = Muon([("qkv", p)], split=2)
+    optimizer.step()
+    with pytest.raises(ValueError, match=r"qkv: the state to load has no step; was it split"):
+        Muon([("qkv", p)]).load_state_dict(optimizer.state_dict())

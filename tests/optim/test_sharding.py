@@ -168,3 +168,31 @@ def test_a_parameter_of_which_a_worker_sees_a_part_is_refused_with_what_to_do(wo
     for message in workers(2, refused):
         assert message.startswith("up.weight is a DTensor")
         assert "algorithm='adamw'" in message
+
+
+def gathered_state(world):
+    (matrix,) = parameters = [nn.Parameter(torch.ones(4, 4))]
+    optimizer = COSMOS(parameters, rank=2)
+    optimizer.shard(world, "bfloat16")
+    for step in range(2):
+        matrix.grad = torch.randn(4, 4, generator=torch.Generator().manual_seed(step))
+        optimizer.step()
+    return {entry: value.numpy() for entry, value in optimizer.whole_state()[matrix].items()}
+
+
+def test_state_is_gathered_whole_from_fewer_matrices_than_workers(workers):
+    first, second = workers(2, gathered_state)
+    assert first.keys() == second.keys() == {"step", "momentum", "basis", "gram", "second"}
+    assert all((first[entry] == second[entry]).all() for entry in first)
+    assert first["step"] == 2
+
+
+def test_groups_are_dealt_out_once():
+    optimizer = Muon([nn.Parameter(torch.ones(4, 4))])
+    optimizer.shard(StackedWorld(1))
+    with pytest.raises(ValueError, match="add groups before shard"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(4, 4))]})
+    with pytest.raises(ValueError, match="no matrix to deal out"):
+        Muon([{"params": [nn.Parameter(torch.ones(4))], "algorithm": "adamw"}]).shard(StackedWorld(1))
+    with pytest.raises(ValueError, match="cannot be copied"):
+        copy.deepcopy(optimizer)
