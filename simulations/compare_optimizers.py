@@ -59,20 +59,18 @@ def main() -> None:
 
 def compare(folder: Path, deadline: float) -> None:
     """Everything."""
-    loads = [os.getloadavg()[0]]
     steps = planned_steps(folder, deadline)
     print(f"{steps} steps a run", flush=True)
     grids = tune(folder, steps)
     best = {name: min(results, key=lambda result: result.validation_loss) for name, results in grids.items()}
     finals, left_out = train_seeds(folder, best, deadline)
-    loads.append(os.getloadavg()[0])
     memory = memory_figures()
     rows = [table_row(name, [result for result in finals if result.run.optimizer == name], memory) for name in GRIDS]
-    sentences = [*conclusions(finals, memory), *left_out, *timing_note(loads)]
+    sentences = [*conclusions(finals, memory), *left_out, *timing_note(finals)]
     print(f"\n{markdown(rows)}\n")
     print(*sentences, sep="\n")
     report = {
-        "machine": machine(loads),
+        "machine": machine(finals),
         "steps": steps,
         "table": rows,
         "conclusions": sentences,
@@ -253,20 +251,20 @@ def verdict(ours: dict[int, float], theirs: dict[int, float], other: str) -> str
     return f"{judged}: {mean} nats a byte on average ({listed})."
 
 
-def timing_note(loads: list[float]) -> list[str]:
+def timing_note(finals: list[Result]) -> list[str]:
     """A warning, if the machine had more to do than this."""
-    before, after = loads
-    if before < 0.5 and after < AT_ONCE + 0.5:
+    load = statistics.median(result.load for result in finals)
+    if load < AT_ONCE + 0.5:
         return []
-    return [f"The seconds were measured on a busy machine (load {before:.1f} before, {after:.1f} after): do not rely on them."]
+    return [f"The seconds were measured on a busy machine (its load was {load:.1f}, {AT_ONCE} of it ours): do not rely on them."]
 
 
-def machine(loads: list[float]) -> dict[str, Any]:
+def machine(finals: list[Result]) -> dict[str, Any]:
     """What it ran on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     facts = {"processor": processor, "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
-    return facts | {"load_before": loads[0], "load_after": loads[1], "busy": bool(timing_note(loads)), "runs_at_once": AT_ONCE}
+    return facts | {"threads_a_run": 1, "runs_at_once": AT_ONCE, "busy": bool(timing_note(finals))}
 
 
 def finite(value: Any) -> Any:
@@ -290,7 +288,10 @@ def draw(grids: dict[str, list[Result]], finals: list[Result], picture: Path) ->
         for axes, width in zip(rights, WIDTHS, strict=True):
             curves = [result.curve for result in finals if (result.run.optimizer, result.run.width) == (name, width)]
             draw_curves(axes, curves, color, TITLES[name])
+    tried = sorted({result.run.lr for results in grids.values() for result in results})
     left.set(xscale="log", xlabel="learning rate", ylabel="validation loss (nats per byte)")
+    left.set_xticks(tried, [f"{lr:g}" for lr in tried], fontsize=8)
+    left.set_xticks([], minor=True)
     left.set_title(f"tuning: width {WIDTHS[0]}, seed 0")
     for axes, width in zip(rights, WIDTHS, strict=True):
         axes.set(xlabel="tokens (millions)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ GRIDS = {  # learning rates
 }
 PROBE_STEPS = 30
 LOG_EVERY = 10  # as often as SOAP turns its bases: every window of the log has one turn
-VALIDATIONS, VALIDATION_BATCHES = 6, 40
+VALIDATIONS, VALIDATION_BATCHES = 6, 20
 AT_ONCE = 2
 
 
@@ -71,6 +72,8 @@ class Result:
     tokens: int
     step_seconds: float
     optimizer_seconds: float
+    load: float
+    """The machine's load when it ended: processes that wanted to compute, :data:`AT_ONCE` of them ours."""
     curve: list[tuple[int, float]]
     """Tokens and validation loss."""
 
@@ -93,6 +96,7 @@ def train(run: Run, folder: Path) -> Result:
         done = subprocess.run([*command, *run.overrides(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode and "diverged" not in done.stdout:
             raise RuntimeError(f"{run.name} failed:\n{done.stdout}")
+        (folder / "load.json").write_text(json.dumps(os.getloadavg()[0]))
     result = read_result(run, folder)
     print(f"{time.strftime('%H:%M:%S')} {run.name}: {result.validation_loss:.4f}", flush=True)
     return result
@@ -109,6 +113,7 @@ def read_result(run: Run, folder: Path) -> Result:
         tokens=records[-1]["tokens"] if records else 0,
         step_seconds=per_step(records, "seconds"),
         optimizer_seconds=per_step(records, "optimizer_seconds"),
+        load=json.loads((folder / "load.json").read_text()),
         curve=[(each["tokens"], each["validation_loss"]) for each in records if each.get("validation_loss") is not None],
     )
 
