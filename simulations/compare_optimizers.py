@@ -7,7 +7,8 @@ Trains the quickstart's PLM in two widths, one worker of one thread a run, two r
 1. On the smaller width and seed 0, AdamW at four learning rates a factor of 2 apart; while the best is at the edge of those
    tried, the next one beyond. The others likewise. What they leave to AdamW (embedding and norms) has the learning rate that
    was best for AdamW, so that none has a knob more to tune.
-2. Both widths at that learning rate, three seeds each; seed 0 of the smaller is the run of 1.
+2. The larger width at that learning rate and at half of it; while the least is best, at half of that.
+3. Both widths at their best learning rate, three seeds each; seed 0 is of 1 and 2.
 
 All have the same data in the same order, initial weights, schedule and clipping, no weight decay (as in the COSMOS paper's
 experiments), and their own defaults for the rest, but for COSMOS's rank: an eighth of the width, since the default of 64 would
@@ -29,7 +30,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ from disttrain.recording.metrics import finite_or_none
 
 DOCS = Path(__file__).parents[1] / "docs"
 SEEDS = (0, 1, 2)
+
+Grid = dict[str, list[Result]]
+"""By optimizer, the results of its learning rates."""
+
 TITLES = {"adamw": "AdamW", "muon": "Muon", "soap": "SOAP", "cosmos": "COSMOS"}
 
 
@@ -62,8 +67,7 @@ def compare(folder: Path, deadline: float) -> None:
     steps = planned_steps(folder, deadline)
     print(f"{steps} steps a run", flush=True)
     grids = tune(folder, steps)
-    best = {name: min(results, key=lambda result: result.validation_loss) for name, results in grids.items()}
-    finals, left_out = train_seeds(folder, best, deadline)
+    finals, left_out = train_seeds(folder, grids, deadline)
     memory = memory_figures()
     rows = [table_row(name, [result for result in finals if result.run.optimizer == name], memory) for name in GRIDS]
     sentences = [*conclusions(finals, memory), *left_out, *timing_note(finals)]
@@ -75,7 +79,7 @@ def compare(folder: Path, deadline: float) -> None:
         "table": rows,
         "conclusions": sentences,
         "memory": memory,
-        "grids": {name: [asdict(result) for result in results] for name, results in grids.items()},
+        "grids": {width: {name: list(map(asdict, results)) for name, results in grid.items()} for width, grid in grids.items()},
         "finals": [asdict(result) for result in finals],
     }
     (DOCS / "optimizers.json").write_text(json.dumps(finite(report), indent=1) + "\n")
@@ -101,7 +105,7 @@ def planned_steps(folder: Path, deadline: float) -> int:
               f"{probe.optimizer_seconds:.3f} of them the optimizer's", flush=True)  # fmt: skip
     seconds = AT_ONCE * 0.9 * (deadline - time.monotonic())
     tuning = len(GRIDS["adamw"]) + 1  # one beyond an edge
-    times = {WIDTHS[0]: tuning + len(SEEDS) - 1, WIDTHS[1]: len(SEEDS)}
+    times = {WIDTHS[0]: tuning + len(SEEDS) - 1, WIDTHS[1]: 2 + len(SEEDS)}
     seconds -= overhead / len(probes) * len(GRIDS) * sum(times.values())
     seconds_per_step = sum(times[probe.run.width] * probe.step_seconds for probe in probes)
     steps = rounded_steps(seconds / seconds_per_step)
@@ -115,31 +119,44 @@ def rounded_steps(affordable: float) -> int:
     return max(unit, int(affordable - VALIDATIONS * VALIDATION_BATCHES / 3) // unit * unit)
 
 
-def tune(folder: Path, steps: int) -> dict[str, list[Result]]:
-    """Every optimizer's grid on the smaller width: AdamW's first, whose best is what the others leave to AdamW."""
-    grids = search({"adamw": GRIDS["adamw"]}, lambda name, lr: Run(name, WIDTHS[0], lr, lr, 0, steps), folder)
-    adamw_lr = min(grids["adamw"], key=lambda result: result.validation_loss).run.lr
-    others = {name: grid for name, grid in GRIDS.items() if name != "adamw"}
-    return grids | search(others, lambda name, lr: Run(name, WIDTHS[0], lr, adamw_lr, 0, steps), folder)
+def tune(folder: Path, steps: int) -> dict[int, Grid]:
+    """Every optimizer's grid on both widths: AdamW's on the smaller first, whose best is what the others leave to AdamW."""
+    small, large = WIDTHS
+    grid = search({"adamw": GRIDS["adamw"]}, lambda name, lr: Run(name, small, lr, lr, 0, steps), folder)
+    adamw_lr = best_of(grid["adamw"]).run.lr
+    others = {name: lrs for name, lrs in GRIDS.items() if name != "adamw"}
+    grid |= search(others, lambda name, lr: Run(name, small, lr, adamw_lr, 0, steps), folder)
+    around = {name: (lr, lr / 2) for name, results in grid.items() for lr in [best_of(results).run.lr]}
+
+    def wide(name: str, lr: float) -> Run:
+        return Run(name, large, lr, lr if name == "adamw" else adamw_lr, 0, steps)
+
+    return {small: grid, large: search(around, wide, folder, upwards=False)}
 
 
-def search(grids: dict[str, tuple[float, ...]], make: Callable[[str, float], Run], folder: Path) -> dict[str, list[Result]]:
+def search(grids: dict[str, tuple[float, ...]], make: Callable[[str, float], Run], folder: Path, upwards: bool = True) -> Grid:
     """All learning rates of the grids, and those beyond an edge while the best is there."""
-    found: dict[str, list[Result]] = {name: [] for name in grids}
+    found: Grid = {name: [] for name in grids}
     wanted = [(name, lr) for name, grid in grids.items() for lr in grid]
     while wanted:
         for result in train_all([make(name, lr) for name, lr in wanted], folder):
             found[result.run.optimizer].append(result)
         losses = {name: {result.run.lr: result.validation_loss for result in results} for name, results in found.items()}
-        wanted = [(name, lr) for name, each in losses.items() if (lr := beyond_edge(each)) is not None]
+        wanted = [(name, lr) for name, each in losses.items() if (lr := beyond_edge(each, upwards)) is not None]
     return {name: sorted(results, key=lambda result: result.run.lr) for name, results in found.items()}
 
 
-def beyond_edge(losses: dict[float, float]) -> float | None:
+def best_of(results: list[Result]) -> Result:
+    """The one of least loss."""
+    return min(results, key=lambda result: result.validation_loss)
+
+
+def beyond_edge(losses: dict[float, float], upwards: bool = True) -> float | None:
     """The next learning rate to try, a factor of 2 beyond the best where that is at an edge; None: the best has neighbours.
 
     Args:
         losses: by learning rate; infinite where training diverged.
+        upwards: whether the upper edge counts: a wider model wants no higher learning rate.
 
     Raises:
         RuntimeError: if all diverged, so that there is no direction to go.
@@ -147,26 +164,26 @@ def beyond_edge(losses: dict[float, float]) -> float | None:
     best = min(losses, key=lambda lr: losses[lr])
     if not math.isfinite(losses[best]):
         raise RuntimeError(f"training diverged at every learning rate of {sorted(losses)}")
-    if best == max(losses):
-        return 2 * best
-    return best / 2 if best == min(losses) else None
+    if best == min(losses):
+        return best / 2
+    return 2 * best if upwards and best == max(losses) else None
 
 
-def train_seeds(folder: Path, best: dict[str, Result], deadline: float) -> tuple[list[Result], list[str]]:
-    """The seeds of both widths at the best learning rates, and what the budget left out of them.
+def train_seeds(folder: Path, grids: dict[int, Grid], deadline: float) -> tuple[list[Result], list[str]]:
+    """Seed 0 of both widths from their grids and the others at the same learning rates; and what the budget left out of these.
 
-    A seed of a width is made by all optimizers or by none. Seed 0 of the larger width is made whatever the time.
+    A seed of a width is made by all optimizers or by none.
     """
-    finals, left_out = list(best.values()), []
-    for seed in SEEDS:
-        for width in WIDTHS[::-1]:
-            if seed == 0 and width == WIDTHS[0]:
-                continue  # from the grid
-            runs = [Run(name, width, r.run.lr, r.run.adamw_lr, seed, r.run.steps) for name, r in best.items()]
-            latest = [result for result in finals if result.run.width == width][-len(best) :]
-            likely = 1.3 * sum(result.run.steps * result.step_seconds for result in latest) / AT_ONCE
-            made = all((folder / run.name / "summary.json").exists() for run in runs)
-            if seed and not made and time.monotonic() + likely > deadline:
+    finals, left_out = [best_of(results) for grid in grids.values() for results in grid.values()], []
+    for seed in SEEDS[1:]:
+        for width in WIDTHS:
+            first = [result for result in finals if result.run.width == width and result.run.seed == SEEDS[0]]
+            runs = [replace(result.run, seed=seed) for result in first]
+            to_make = [
+                result for result, run in zip(first, runs, strict=True) if not (folder / run.name / "summary.json").exists()
+            ]
+            likely = 1.1 * sum(result.run.steps * result.step_seconds for result in to_make) / AT_ONCE
+            if to_make and time.monotonic() + likely > deadline:
                 left_out.append(f"Left out for lack of time: seed {seed} of width {width}.")
                 continue
             finals += train_all(runs, folder)
@@ -178,12 +195,14 @@ def train_seeds(folder: Path, best: dict[str, Result], deadline: float) -> tuple
 
 def table_row(name: str, finals: list[Result], memory: dict[str, Any]) -> dict[str, Any]:
     """One optimizer's figures, by width; times are means over seeds."""
-    row: dict[str, Any] = {"optimizer": name, "lr": finals[0].run.lr, "adamw_lr": finals[0].run.adamw_lr, "widths": {}}
+    row: dict[str, Any] = {"optimizer": name, "widths": {}}
     for width in WIDTHS:
         results = [result for result in finals if result.run.width == width]
         losses = [result.validation_loss for result in results]
         state, soap = (memory["models_bytes"][str(width)][each] for each in (name, "soap"))
         row["widths"][str(width)] = {
+            "lr": results[0].run.lr,
+            "adamw_lr": results[0].run.adamw_lr,
             "validation_loss": statistics.mean(losses),
             "deviation": statistics.stdev(losses) if len(losses) > 1 else None,
             "seeds": len(losses),
@@ -205,7 +224,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             cell = row["widths"][width]
             spread = "" if cell["deviation"] is None else f" ± {cell['deviation']:.4f}"
             lines.append([
-                *(TITLES[row["optimizer"]], f"{row['lr']:g}", width, f"{cell['validation_loss']:.4f}{spread}"),
+                *(TITLES[row["optimizer"]], f"{cell['lr']:g}", width, f"{cell['validation_loss']:.4f}{spread}"),
                 *(f"{cell['tokens'] / 1e6:.2f} M", f"{cell['state_bytes'] / 1e6:.2f} MB", f"{cell['state_ratio_to_soap']:.0%}"),
                 *(f"{cell['optimizer_seconds'] * 1e3:.1f} ms", f"{cell['step_seconds'] * 1e3:.0f} ms"),
             ])  # fmt: skip
@@ -276,23 +295,21 @@ def finite(value: Any) -> Any:
     return finite_or_none(value)
 
 
-def draw(grids: dict[str, list[Result]], finals: list[Result], picture: Path) -> None:
+def draw(grids: dict[int, Grid], finals: list[Result], picture: Path) -> None:
     """The grids, and loss against tokens of both widths: a line for the mean, a thin one for each seed."""
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     left, *rights = figure.subplots(1, 1 + len(WIDTHS))
-    for number, (name, results) in enumerate(grids.items()):
-        color, done = f"C{number}", [result for result in results if math.isfinite(result.validation_loss)]
-        left.plot(
-            [r.run.lr for r in done], [r.validation_loss for r in done], "o-", color=color, markersize=4, label=TITLES[name]
-        )
-        for axes, width in zip(rights, WIDTHS, strict=True):
+    for number, name in enumerate(GRIDS):
+        for axes, (width, grid), style in zip(rights, grids.items(), ("o-", "o--"), strict=True):
+            tried = [(r.run.lr, r.validation_loss) for r in grid[name] if math.isfinite(r.validation_loss)]
+            left.plot(*zip(*tried, strict=True), style, color=f"C{number}", markersize=4)
             curves = [result.curve for result in finals if (result.run.optimizer, result.run.width) == (name, width)]
-            draw_curves(axes, curves, color, TITLES[name])
-    tried = sorted({result.run.lr for results in grids.values() for result in results})
+            draw_curves(axes, curves, f"C{number}", TITLES[name])
+    lrs = sorted({result.run.lr for grid in grids.values() for results in grid.values() for result in results})
     left.set(xscale="log", xlabel="learning rate", ylabel="validation loss (nats per byte)")
-    left.set_xticks(tried, [f"{lr:g}" for lr in tried], fontsize=8)
+    left.set_xticks(lrs, [f"{lr:g}" for lr in lrs], fontsize=8)
     left.set_xticks([], minor=True)
-    left.set_title(f"tuning: width {WIDTHS[0]}, seed 0")
+    left.set_title(f"tuning, seed 0 (dashed: width {WIDTHS[-1]})")
     for axes, width in zip(rights, WIDTHS, strict=True):
         axes.set(xlabel="tokens (millions)")
         axes.set_title(f"width {width}, tuned learning rates")

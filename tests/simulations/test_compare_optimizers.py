@@ -28,6 +28,11 @@ def test_the_grid_goes_on_beyond_an_edge_that_is_best(losses, wanted):
     assert compare_optimizers.beyond_edge(losses) == wanted
 
 
+def test_a_wider_models_grid_goes_on_downwards_only():
+    assert compare_optimizers.beyond_edge({1.0: 3.0, 2.0: 2.0}, upwards=False) is None
+    assert compare_optimizers.beyond_edge({1.0: 2.0, 2.0: 3.0}, upwards=False) == 0.5
+
+
 def test_the_grid_does_not_go_on_where_all_diverged():
     with pytest.raises(RuntimeError, match="diverged at every learning rate"):
         compare_optimizers.beyond_edge({1.0: math.inf, 2.0: math.inf})
