@@ -70,7 +70,7 @@ def compare(folder: Path, deadline: float) -> None:
     finals, left_out = train_seeds(folder, grids, deadline)
     memory = memory_figures()
     rows = [table_row(name, [result for result in finals if result.run.optimizer == name], memory) for name in GRIDS]
-    sentences = [*conclusions(finals, memory), *left_out, *timing_note(finals)]
+    sentences = [*conclusions(finals, memory), *limits(finals), *left_out, *timing_note(finals)]
     print(f"\n{markdown(rows)}\n")
     print(*sentences, sep="\n")
     report = {
@@ -268,6 +268,25 @@ def verdict(ours: dict[int, float], theirs: dict[int, float], other: str) -> str
     else:
         judged = f"COSMOS and {other} cannot be told apart, the sign changes with the seed"
     return f"{judged}: {mean} nats a byte on average ({listed})."
+
+
+def limits(finals: list[Result]) -> list[str]:
+    """What the figures do not say."""
+    steps = finals[0].run.steps
+    sentences = [
+        f"These are runs of {steps} steps, of small models, tuned by one seed and under one schedule, the quickstart's: they say "
+        "nothing of long runs or large models."
+    ]
+    for width in WIDTHS:
+        for name, title in TITLES.items():
+            losses = [result.validation_loss for result in finals if (result.run.optimizer, result.run.width) == (name, width)]
+            spread = max(losses) - min(losses)
+            if spread > 0.1:
+                sentences.append(
+                    f"{title}'s seeds differ by {spread:.2f} nats at width {width}: there its learning rate, the best of seed 0, "
+                    "is too high to be safe, and its mean is not what it could reach."
+                )
+    return sentences
 
 
 def timing_note(finals: list[Result]) -> list[str]:
