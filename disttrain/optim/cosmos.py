@@ -150,13 +150,13 @@ class COSMOS(MatrixOptimizer):
         momentum = state["momentum"].mT if turned else state["momentum"]
         g = g.mT if turned else g
         beta1, beta2 = group["betas"]
-        basis, gram = turn_basis(g, state["basis"], state["gram"], stack.step, beta2, group)
+        basis, gram, projected = turn_basis(g, state["basis"], state["gram"], stack.step, beta2, group)
         bias1 = 1 - beta1 ** (stack.step + 1 if group["nesterov"] else stack.step)
         biases = torch.tensor([bias1, 1 - beta2**stack.step], dtype=torch.float64)
         settings = settings_of(group, basis.shape[-1], basis.shape[-2])
         advance = maybe_compiled(cosmos_direction, group["compile"])
         momentum = momentum.lerp_(g, 1 - beta1)
-        moved, second = advance(g, momentum, basis, state["second"], biases, settings)
+        moved, second = advance(g, projected, momentum, basis, state["second"], biases, settings)
         new = {"momentum": momentum.mT if turned else momentum, "basis": basis, "gram": gram, "second": second}
         return moved.mT if turned else moved, new
 
@@ -171,7 +171,9 @@ class COSMOS(MatrixOptimizer):
         return super().mismatch(entry, saved, fresh)
 
 
-def turn_basis(g: Tensor, basis: Tensor, gram: Tensor, step: int, beta2: float, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def turn_basis(
+    g: Tensor, basis: Tensor, gram: Tensor, step: int, beta2: float, group: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
     """One step of orthogonal iteration with the EMA of GᵀG, which is never formed: β₂USUᵀ + (1 − β₂)GᵀG.
 
     Args:
@@ -183,7 +185,7 @@ def turn_basis(g: Tensor, basis: Tensor, gram: Tensor, step: int, beta2: float, 
         group: for ``parity`` and ``refresh_every``.
 
     Returns:
-        U and S anew.
+        U and S anew, and GU.
     """
     if step == 1:
         first = initial_basis if group["parity"] == "corrected" else leading_singular_vectors
@@ -195,16 +197,17 @@ def turn_basis(g: Tensor, basis: Tensor, gram: Tensor, step: int, beta2: float, 
         basis, gram = turned, change.mT @ gram @ change
     projected = g @ basis
     gram = beta2 * gram + (1 - beta2) * (projected.mT @ projected)
-    return basis, (gram + gram.mT) / 2
+    return basis, (gram + gram.mT) / 2, projected
 
 
 def cosmos_direction(
-    g: Tensor, momentum: Tensor, basis: Tensor, second: Tensor, biases: Tensor, settings: Settings
+    g: Tensor, projected: Tensor, momentum: Tensor, basis: Tensor, second: Tensor, biases: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor]:
     """The update's direction, in the basis as it is now.
 
     Args:
         g: G, ``[k, m, n]``.
+        projected: GU, ``[k, m, r]``.
         momentum: M, ``[k, m, n]``, which has taken G in.
         basis: U, ``[k, n, r]``.
         second: V, ``[k, m, r]``.
@@ -216,19 +219,21 @@ def cosmos_direction(
     """
     (beta1, beta2), (bias1, bias2) = settings.betas, biases.unbind()
     size = math.sqrt(g.shape[-2] * g.shape[-1])
-    second = torch.lerp(second, torch.bmm(g, basis).square(), 1 - beta2)
-    biased = torch.lerp(g, momentum, beta1) if settings.nesterov else momentum  # Newton–Schulz needs no division by bias1
+    second = torch.lerp(second, projected.square(), 1 - beta2)
+    # Newton–Schulz needs no division by bias1. A tensor of its own, of which the residual is made in place.
+    biased = torch.lerp(g, momentum, beta1) if settings.nesterov else momentum.clone()
     z = torch.bmm(biased, basis)
     denominator = (second / bias2).sqrt()
     if settings.guarded:
         denominator = denominator.maximum(LEAST_DENOMINATOR * denominator.amax((-2, -1), keepdim=True))
     direction = torch.bmm(z / bias1 / (denominator + settings.eps), basis.mT)
     if basis.shape[-1] < basis.shape[-2] and settings.gamma > 0:
-        residual = torch.baddbmm(biased, z, basis.mT, alpha=-1)
-        rest = newton_schulz(residual, settings.coefficients, settings.ns_dtype).to(g.dtype)
+        residual = biased.baddbmm_(z, basis.mT, alpha=-1)
+        norm = _norm(residual)
+        rest = newton_schulz(residual, settings.coefficients, settings.ns_dtype, norm=norm).to(g.dtype)
         weight = _over_norm(settings.gamma * size, rest)
         if settings.guarded:
-            weight = weight * (_norm(residual) > LEAST_RESIDUAL * _norm(biased))
+            weight = weight * (norm > LEAST_RESIDUAL * torch.hypot(norm, _norm(z)))  # by Pythagoras, of the whole
         direction.addcmul_(weight, rest)
     return direction.mul_(_over_norm(size, direction)), second
 

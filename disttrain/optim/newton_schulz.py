@@ -48,7 +48,11 @@ MARGIN: dict[Coefficients, float] = {"polar_express": 1.02}
 
 
 def newton_schulz(
-    x: Tensor, coefficients: Coefficients = "jordan", dtype: torch.dtype = torch.bfloat16, eps: float = 1e-15
+    x: Tensor,
+    coefficients: Coefficients = "jordan",
+    dtype: torch.dtype = torch.bfloat16,
+    eps: float = 1e-15,
+    norm: Tensor | None = None,
 ) -> Tensor:
     """Replace the singular values of matrices ``[..., m, n]`` by about 1.
 
@@ -59,13 +63,14 @@ def newton_schulz(
         coefficients: one of :data:`TABLES`.
         dtype: of the products.
         eps: the least norm that is divided by; a zero matrix stays zero.
+        norm: the Frobenius norms ``[..., 1, 1]``, if they are known.
 
     Returns:
         ``[..., m, n]`` in ``dtype``.
     """
     transposed = x.shape[-2] > x.shape[-1]
     x = x.mT if transposed else x  # the products are of the smaller side
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) if norm is None else norm
     x = (x / (norm * MARGIN.get(coefficients, 1.0)).clamp(min=max(eps, torch.finfo(x.dtype).tiny))).to(dtype).contiguous()
     shape = x.shape
     x = x.flatten(0, -3) if x.ndim > 2 else x[None]
