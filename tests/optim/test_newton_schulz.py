@@ -99,7 +99,9 @@ def test_a_power_of_two_changes_no_bit(dtype, x, k):
 @given(conditioned(), st.floats(1e-5, 1e5))
 def test_scale_hardly_matters_in_fp32(x, scale):
     x = x.float()
-    assert deviation(newton_schulz(scale * x, dtype=torch.float32), newton_schulz(x, dtype=torch.float32)) < 5e-5
+    on_gram = max(x.shape) >= 2 * min(x.shape)
+    scaled = newton_schulz(scale * x, dtype=torch.float32)
+    assert deviation(scaled, newton_schulz(x, dtype=torch.float32)) < (1e-3 if on_gram else 5e-5)
 
 
 @few
