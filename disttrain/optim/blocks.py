@@ -77,6 +77,17 @@ def blocks(group: dict[str, Any]) -> Iterator[Block]:
             start += rows
 
 
+def unique_names(names: Sequence[str], taken: set[str]) -> list[str]:
+    """``names``, those with a number behind them that are taken, or come twice: two modules may call their parameters alike."""
+    unique = []
+    for name in names:
+        number, candidate = 1, name
+        while candidate in taken or candidate in unique:
+            number, candidate = number + 1, f"{name} ({number + 1})"
+        unique.append(candidate)
+    return unique
+
+
 def check_shapes(group: dict[str, Any]) -> None:
     """Check that every parameter of a group of matrices is one.
 

@@ -22,8 +22,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from disttrain.optim.adamw_groups import step_adamw
-from disttrain.optim.blocks import Block, MoreAxes, blocks, check_shapes, gradient_of, stacked, state_dtype
-from disttrain.optim.checks import check_betas, check_least
+from disttrain.optim.blocks import Block, MoreAxes, blocks, check_shapes, gradient_of, stacked, state_dtype, unique_names
+from disttrain.optim.checks import check_betas, check_choice, check_least
 from disttrain.optim.groups import ParameterGroup
 from disttrain.optim.sharding import Sharding, WireDtype
 from disttrain.worlds.world import World
@@ -124,14 +124,8 @@ class MatrixOptimizer(Optimizer):
             raise ValueError(f"a group with algorithm={algorithm!r} has no {unknown[0]!r}; it knows {', '.join(sorted(own))}")
         super().add_param_group(own | group)
         group = self.param_groups[-1]
-        count = len(self.param_groups)
-        taken = {name for each in self.param_groups[:-1] for name in each["names"]}
-        names = group.get("param_names") or [f"parameter {i + 1}" for i in range(len(group["params"]))]
-        group["names"] = []
-        for name in names:  # those of two modules may be the same
-            unique = f"group {count}, {name}" if name in taken else name
-            group["names"].append(unique if unique not in taken else f"{unique} ({len(taken)})")
-            taken.add(group["names"][-1])
+        given = group.get("param_names") or [f"parameter {i + 1}" for i in range(len(group["params"]))]
+        group["names"] = unique_names(given, {name for each in self.param_groups[:-1] for name in each["names"]})
         try:
             self._admit(group)
         except Exception:
@@ -147,8 +141,7 @@ class MatrixOptimizer(Optimizer):
             check_betas(group["betas"])
             check_least(group, "eps", 0)
         else:
-            if group["more_axes"] not in get_args(MoreAxes):
-                raise ValueError(f"more_axes={group['more_axes']!r} must be one of {', '.join(get_args(MoreAxes))}")
+            check_choice(group, "more_axes", get_args(MoreAxes))
             check_shapes(group)
             self.check(group)
         for parameter in group["params"]:
