@@ -1,6 +1,6 @@
 """AdamW, Muon, SOAP and COSMOS, each at its tuned learning rate: loss at equal tokens, optimizer memory, seconds of a step.
 
-    python simulations/compare_optimizers.py [--budget 90] [--folder FOLDER]
+    python simulations/compare_optimizers.py [--budget 90] [--steps 360] [--folder FOLDER]
 
 Trains the quickstart's PLM in two widths, one worker of one thread a run, two runs at a time:
 
@@ -54,17 +54,18 @@ def main() -> None:
     """Train, print, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=float, default=90, help="minutes")
+    parser.add_argument("--steps", type=int, help="of each run; left out: as many as the budget allows")
     parser.add_argument("--folder", type=Path, help="where runs are kept, and found again; left out: a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        compare(folder, time.monotonic() + 60 * options.budget)
+        compare(folder, time.monotonic() + 60 * options.budget, options.steps)
 
 
-def compare(folder: Path, deadline: float) -> None:
+def compare(folder: Path, deadline: float, steps: int | None) -> None:
     """Everything."""
-    steps = planned_steps(folder, deadline)
+    steps = steps or planned_steps(folder, deadline)
     print(f"{steps} steps a run", flush=True)
     grids = tune(folder, steps)
     finals, left_out = train_seeds(folder, grids, deadline)
