@@ -25,6 +25,7 @@ from typing import Any
 from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, create_model, field_validator
 
 from disttrain.component import Config, Registry
+from disttrain.compression import compressors, feedbacks
 from disttrain.config_errors import ConfigError, dotted, explain
 from disttrain.config_file import COMMAND_LINE, DEFAULT, Settings, apply_overrides, read_file
 from disttrain.config_sections import CheckpointConfig, LaunchConfig, RecordingConfig, RunFolderConfig, TrainingConfig
@@ -42,6 +43,8 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
     each.section: each for each in (models, data_sources, partitions, objectives, optimizers, schedules, strategies)
 }
 DEFAULT_NAMES = {section: registry.default for section, registry in REGISTRIES.items()}
+INNER_NAMES = {registry.section: registry.default for registry in (compressors, feedbacks)}
+"""The same for components inside a component."""
 
 
 def _default(registry: Registry[Any]) -> Any:
@@ -142,7 +145,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         ConfigError: with every mistake that was found.
     """
     settings = read_file(path)
-    apply_overrides(settings, overrides, DEFAULT_NAMES)
+    apply_overrides(settings, overrides, DEFAULT_NAMES | INNER_NAMES)
     _import_modules(settings, Path(path))
     _complete(settings, Path(path))
     config = _validate(settings)
@@ -199,10 +202,18 @@ def _complete(settings: Settings, file: Path) -> None:
         if settings.tree.get(section) is None:
             settings.tree[section] = {}
     for section, name in (DEFAULT_NAMES | {"run": _safe_name(file)}).items():
-        written = settings.tree[section]
-        if isinstance(written, dict) and written.get("name") is None:
-            written["name"] = name
-            settings.origins[section, "name"] = DEFAULT
+        _name(settings, (section,), settings.tree[section], name)
+    for path, name in INNER_NAMES.items():
+        outer, inner = path.split(".")
+        if isinstance(settings.tree[outer], dict):
+            _name(settings, (outer, inner), settings.tree[outer].get(inner), name)
+
+
+def _name(settings: Settings, path: tuple[str, ...], written: Any, name: str) -> None:
+    """Give a component that was written without a name its default one."""
+    if isinstance(written, dict) and written.get("name") is None:
+        written["name"] = name
+        settings.origins[*path, "name"] = DEFAULT
 
 
 def _safe_name(file: Path) -> str:

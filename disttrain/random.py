@@ -36,6 +36,8 @@ class Stream(IntEnum):
     """The order in which samples are visited."""
     PARTITION = 4
     """Which worker owns which samples."""
+    COMPRESSION = 5
+    """What compressors draw."""
 
 
 @overload
@@ -71,6 +73,19 @@ def generator(seed: int, stream: int, round: int = 0, worker: int = 0) -> torch.
     likely to be the same. Where draws are many and small, one per worker and round, compute them from `key` instead.
     """
     return torch.Generator().manual_seed(key(seed, stream, round, worker))
+
+
+def bits(keys: Tensor, n: int) -> Tensor:
+    """n draws for each key: int64 ``[...]`` to int64 ``[..., n]``, uniform in [0, 2⁶³), the same on every device."""
+    numbers = torch.arange(n, dtype=torch.int64, device=keys.device)
+    drawn = _absorb(keys[..., None], numbers)
+    assert isinstance(drawn, Tensor)
+    return drawn & 0x7FFF_FFFF_FFFF_FFFF
+
+
+def uniform(keys: Tensor, n: int) -> Tensor:
+    """n draws for each key: int64 ``[...]`` to float32 ``[..., n]``, uniform multiples of 2⁻²⁴ in [0, 1)."""
+    return (bits(keys, n) >> 39).float().mul_(2.0**-24)
 
 
 def _wrap(x: Word) -> Word:

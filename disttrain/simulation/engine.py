@@ -26,6 +26,7 @@ class Engine:
         build_optimizer: makes the optimizer of one worker's module.
         multiplier: learning rate as a share of the peak at update t; None leaves the rates alone.
         clip_norm: gradients of a larger Euclidean norm are scaled down to it; None: never.
+        seed: of what the strategy draws.
 
     Attributes:
         steps: made so far.
@@ -41,12 +42,13 @@ class Engine:
         build_optimizer: Callable[[nn.Module], Optimizer],
         multiplier: Callable[[int], float] | None = None,
         clip_norm: float | None = None,
+        seed: int = 0,
     ) -> None:
         self.replicas, self.strategy, self.world, self._clip_norm = replicas, strategy, world, clip_norm
         self.optimizer = RowOptimizer(replicas, build_optimizer, multiplier)
         self.steps, self.gradient_norms = 0, torch.full((1,), float("nan"))
         self.consecutive_skips = torch.zeros(len(replicas), dtype=torch.int64)
-        strategy.begin(replicas.x, replicas.layout, world)
+        strategy.begin(replicas.x, replicas.layout, world, seed)
 
     @torch.no_grad()
     def step(self, gradients: Tensor) -> None:
@@ -87,7 +89,7 @@ class Engine:
 
     def _reduce_units(self, gradients: Tensor) -> Tensor:
         units = self.replicas.layout.units
-        return self._lay_out([self.strategy.reduce(unit, unit.of(gradients).flatten(1)) for unit in units])
+        return self._lay_out(self.strategy.reduce(units, [unit.of(gradients).flatten(1) for unit in units]))
 
     def _lay_out(self, parts: Sequence[Tensor]) -> Tensor:
         rows = max(len(part) for part in parts)

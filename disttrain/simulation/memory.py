@@ -76,17 +76,10 @@ def forecast(
         "optimizer state": _state_bytes(module, build_optimizer) / per_worker,
         "strategy state": sum(map(_bytes, strategy.local.values())) / per_worker,
         "buffers": sum(map(_bytes, module.buffers())) / per_worker,
-        "being reduced": _copies_being_reduced(strategy),
+        "being reduced": strategy.temporary_copies,
         "temporary": 1.0,
     }
     return MemoryForecast(num_workers, num_workers * per_worker, {k: n for k, n in copies.items() if n}, chunk, chunk * own)
-
-
-def _copies_being_reduced(strategy: Strategy) -> float:
-    if not strategy.reduces_gradients:
-        return 0.0
-    packed = 1.0
-    return packed + (strategy.reducer.temporary_copies if strategy.reducer is not None else 0.0)
 
 
 def available_bytes() -> int | None:

@@ -133,7 +133,8 @@ class Simulation:
         config, training = self._config, self._config.training
         schedule, total = config.schedule, training.steps
         multiplier = None if schedule == ConstantConfig() else lambda update: schedule.multiplier(update, total)
-        return Engine(self._replicas, self._strategy, self._world, config.optimizer.build, multiplier, training.clip_norm)
+        build = config.optimizer.build
+        return Engine(self._replicas, self._strategy, self._world, build, multiplier, training.clip_norm, training.seed)
 
     def _forecast(self, module: nn.Module, chunk: int | None) -> MemoryForecast:
         """What will be needed, before any of it is taken; a UserError if the machine has not got it."""
@@ -172,6 +173,8 @@ class Simulation:
             display.say("note: a simulation writes no checkpoints; checkpoint.every is for `disttrain train`")
 
     def _say_how(self) -> None:
+        if self._strategy.description:
+            self._display.say(f"exchange  {self._strategy.description}")
         together = "all rows in one step" if self._engine.optimizer.elementwise else "an instance for each worker"
         self._display.say(f"optimizer {together}")
         self._display.say(f"gradients {self.choice.method}: {self.choice.reason}")

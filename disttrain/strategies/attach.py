@@ -184,21 +184,21 @@ class StrategyOptimizer(Optimizer):
         return float(norm)
 
 
-def attach(module: nn.Module, strategy: Strategy, world: TorchWorld) -> PreparedModule:
+def attach(module: nn.Module, strategy: Strategy, world: TorchWorld, seed: int = 0) -> PreparedModule:
     """Put ``strategy`` around ``module``: the parameters become one vector, worker 0's if they differed, and training may begin.
 
-    The optimizer is wrapped by :class:`StrategyOptimizer`, before or after.
+    The optimizer is wrapped by :class:`StrategyOptimizer`, before or after; ``seed`` is of what the strategy draws.
 
     Raises:
         ValueError: if the module's trainable parameters cannot form one vector.
     """
     flat = FlatParameters(module)
     start_alike(module, flat, world)
-    strategy.begin(flat.x, flat.layout, world)
+    strategy.begin(flat.x, flat.layout, world, seed)
     if not strategy.reduces_gradients:
         return PreparedModule(module, None)
     ddp = _ddp(module, strategy, world)
-    ddp.register_comm_hook(None, _Hook(strategy, flat, world).reduce)
+    ddp.register_comm_hook(None, _Hook(strategy, flat.parameters, world).reduce)
     return PreparedModule(module, ddp)
 
 
@@ -238,14 +238,19 @@ class _Hook:
     at which the last mean has arrived.
     """
 
-    def __init__(self, strategy: Strategy, flat: FlatParameters, world: TorchWorld) -> None:
+    def __init__(self, strategy: Strategy, parameters: dict[str, nn.Parameter], world: TorchWorld) -> None:
         self._strategy, self._world = strategy, world
-        self._units = {id(flat.parameters[unit.name]): unit for unit in flat.layout.units}
+        self._units = {id(parameters[unit.name]): unit for unit in strategy.layout.units}
         self._last_called: float | None = None  # None while backward has buckets to fill
         self._exposed = 0.0
 
     # DDP insists on the name `bucket`, and keys nothing by its index: buckets are rebuilt after the first backward.
     def reduce(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
+        if isinstance(bucket, tuple):
+            raise RuntimeError(
+                "torch.compile's python reducer calls communication hooks parameter by parameter and ignores what they return; "
+                "set torch._dynamo.config.optimize_ddp to True, or 'ddp_optimizer', before the module is compiled"
+            )
         self._last_called = time.perf_counter() if bucket.is_last() else None
         self._exposed = 0.0
         return self._start(bucket).then(self._land)
@@ -272,8 +277,7 @@ class _Hook:
         return self._strategy.reducer.reduce(self._strategy.gradients, buffer[None])[0]
 
     def _reduce_units(self, units: list[Unit], gradients: list[Tensor]) -> Tensor:
-        parts = [self._strategy.reduce(unit, g.reshape(1, -1)) for unit, g in zip(units, gradients, strict=True)]
-        return torch.cat(parts, dim=1)[0]
+        return torch.cat(self._strategy.reduce(units, [g.reshape(1, -1) for g in gradients]), dim=1)[0]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ The defaults here are "no communication".
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -35,19 +36,20 @@ class Strategy:
     survives_peers: bool = False
     """Whether training goes on when another worker is lost."""
 
-    def begin(self, x: Tensor, layout: Layout, world: World) -> None:
-        """Start from the live parameters ``x [L, d]``, equal on all workers."""
+    def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
+        """Start from the live parameters ``x [L, d]``, equal on all workers; ``seed`` is of all that is drawn."""
         assert self.reducer is None or type(self).reduce is Strategy.reduce, "give a reducer or a reduce() of your own, not both"
-        self.x, self.layout, self.world = x, layout, world
+        self.x, self.layout, self.world, self.seed = x, layout, world, seed
         # A dense mean goes through torch's own asynchrony: a lane would cost a group and a thread.
         self.gradients = world.lane("gradients") if self.reduces_gradients and self.reducer != Dense() else None
 
-    def reduce(self, unit: Unit, g: Tensor) -> Tensor:
-        """Turn one parameter's own gradients ``[L, d_unit]`` into what the optimizer sees: ``[L, d_unit]`` or ``[1, d_unit]``.
+    def reduce(self, units: Sequence[Unit], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Turn some parameters' own gradients, each ``[L, d_unit]``, into what the optimizer sees.
 
-        It runs on the lane ``self.gradients``, during backward.
+        That is ``[L, d_unit]``, or ``[1, d_unit]`` where it is equal for all. It runs on the lane ``self.gradients``, during
+        backward, for one of DDP's buckets after the other: which parameters share a bucket must not change results.
         """
-        return g if self.reducer is None else self.reducer.reduce(self.gradients or self.world, g)
+        return list(gradients)
 
     def before_step(self) -> bool:
         """Land what is due before the optimizer's step. False: every worker skips this step."""
@@ -71,6 +73,25 @@ class Strategy:
     def finish(self) -> Tensor:
         """The result ``[1, d]``, with everything in flight landed and merged."""
         return self.evaluation()
+
+    def adopt(self, saved: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take over what every worker of a run with another number of workers had in ``local``; ``shared`` is restored already.
+
+        Raises:
+            ValueError: if that cannot be.
+        """
+        if self.local:
+            raise ValueError("each worker has a state of its own")
+
+    @property
+    def description(self) -> str:
+        """What was decided, to be said once at the start; empty if the name says it all."""
+        return ""
+
+    @property
+    def temporary_copies(self) -> float:
+        """Copies of all workers' vectors that :meth:`reduce` needs for a while, beside those of a driver."""
+        return 1.0 + self.reducer.temporary_copies if self.reducer is not None else 0.0
 
     @property
     def reduces_gradients(self) -> bool:

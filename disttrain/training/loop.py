@@ -142,6 +142,8 @@ def _announce(session: Session, corpus: Corpus, order: Order) -> None:
     display.say(f"model     {config.model.name}, {numel:,} parameters")
     workers = "1 worker" if session.world.size == 1 else f"{session.world.size} workers"
     display.say(f"strategy  {config.strategy.name}, {workers} on {session.device.type}")
+    if session.strategy.description:
+        display.say(f"exchange  {session.strategy.description}")
     if config.launch.emulated_step_time is not None:
         seconds = format_duration(config.launch.emulated_step_time)
         display.say(f"compute   emulated, {seconds} per step: nothing is learned, no loss is recorded, no weights are exported")

@@ -110,7 +110,7 @@ class Session:
             ours, optimizer = optimizer is None, optimizer or self.config.optimizer.build(module)
             training = self.config.training
             self.optimizer = StrategyOptimizer(optimizer, self.strategy, self._multiplier(), training.clip_norm)
-            self.model = attach(module, self.strategy, self.world)
+            self.model = attach(module, self.strategy, self.world, training.seed)
             if ours:
                 self.config.optimizer.share(optimizer, self.world, self.strategy.replicated)
         except ValueError as error:

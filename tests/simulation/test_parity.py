@@ -8,8 +8,8 @@ from disttrain.strategies import DDPCastConfig, DDPConfig, LocalConfig, Strategy
 class LateMean(Strategy):
     """Mixes with what all gathered a round of three steps ago: an exchange in flight while training goes on."""
 
-    def begin(self, x, layout, world):
-        super().begin(x, layout, world)
+    def begin(self, x, layout, world, seed=0):
+        super().begin(x, layout, world, seed)
         self.outer, self.in_flight, self.steps = world.lane("outer"), None, 0
 
     def mean_of_all(self, x):
@@ -38,8 +38,8 @@ class LateMeanOfLent(LateMean):
 class GatheredGradients(Strategy):
     """Averages each parameter's gradients from all rows, on the lane of the gradients."""
 
-    def reduce(self, unit, g):
-        return self.gradients.gather(g).mean(1)
+    def reduce(self, units, gradients):
+        return [self.gradients.gather(g).mean(1) for g in gradients]
 
 
 def test_ddp(parity):

@@ -69,9 +69,9 @@ def test_ddp_is_torch_ddp_bitwise(workers, size, accumulate):
 class GatheredMean(Strategy):
     """Averages parameter by parameter from gathered gradients: a strategy with a `reduce` of its own."""
 
-    def reduce(self, unit, g):
-        assert g.shape == (1, unit.numel)
-        return self.world.gather(g).mean(1)
+    def reduce(self, units, gradients):
+        assert [g.shape for g in gradients] == [(1, unit.numel) for unit in units]
+        return [self.world.gather(g).mean(1) for g in gradients]
 
 
 def gathered_and_dense(world):

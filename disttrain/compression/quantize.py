@@ -1,0 +1,227 @@
+"""Fewer bits for every entry: rounded to another float, to a grid of integers, or to one of two neighbours by chance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from disttrain import random
+from disttrain.compression.base import Bound, Compressor, CompressorConfig, Contraction, Variance, compressors
+from disttrain.compression.blockwise import SCALE_BYTES, Blockwise
+from disttrain.compression.codec import HEADER_BYTES, from_bytes, header, nan_unless_finite, pack, packed_bytes, to_bytes, unpack
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+INT8_MAX = 127
+
+
+@dataclass(frozen=True)
+class Cast(Compressor):
+    """Every entry rounded to another float: ``bf16`` (8 bits of precision, float32's range) or ``fp16`` (11, up to 65,504).
+
+    Payload: header, then d floats. ``fp32`` and ``fp64`` are for values that others have chosen, and for tests.
+
+    Raises:
+        ValueError: if there is no such float.
+    """
+
+    dtype: str = "bf16"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+    @property
+    def _torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    def payload_bytes(self, d: int) -> int:
+        """Header and d floats."""
+        return HEADER_BYTES + d * self._torch_dtype.itemsize
+
+    def encode(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Floats ``[..., d]`` to uint8."""
+        rounded = x.to(self._torch_dtype)
+        return torch.cat([header(rounded.isfinite().all(-1)), to_bytes(rounded)], dim=-1)
+
+    def decode(self, payload: Tensor, d: int) -> Tensor:
+        """uint8 to float32 (of fp64: float64)."""
+        values = from_bytes(payload[..., HEADER_BYTES:], self._torch_dtype)
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        return nan_unless_finite(values, payload)
+
+    def bound(self, d: int) -> Bound:
+        """Relative errors are at most 2⁻⁹ (bf16) and 2⁻¹² (fp16, within its range); float32 counts as exact."""
+        relative_error = torch.finfo(self._torch_dtype).eps / 2 if self._torch_dtype.itemsize < 4 else 0.0
+        return Contraction(1 - relative_error**2)
+
+
+@dataclass(frozen=True)
+class Identity(Cast):
+    """Everything as it is, in float32: the degenerate case, which must equal plain data parallel training."""
+
+    dtype: Literal["fp32"] = "fp32"
+    is_linear: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Int8(Blockwise):
+    """Every entry rounded to the nearest of 255 multiples of its block's largest magnitude / 127; deterministic.
+
+    Payload: header, a float32 scale for each block, one byte for each entry.
+
+    Args:
+        block: entries per scale.
+
+    Raises:
+        ValueError: unless 1 <= block <= 4096, up to which a block keeps 93 % of its energy in the worst case.
+    """
+
+    block: int = 256
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.block <= 4096:
+            raise ValueError(f"block must be from 1 to 4096, got {self.block}")
+
+    def payload_bytes(self, d: int) -> int:
+        """Header, scales and d bytes."""
+        return HEADER_BYTES + SCALE_BYTES * self.num_blocks(d) + d
+
+    def encode(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Floats ``[..., d]`` to uint8."""
+        blocks = self.blocks_of(x)
+        scales = blocks.abs().amax(-1) / INT8_MAX
+        integers = blocks.div_(scales.clamp_min(torch.finfo(torch.float32).tiny)[..., None]).round_().clamp_(-INT8_MAX, INT8_MAX)
+        return self.joined(scales, to_bytes(integers.nan_to_num_(0.0).to(torch.int8).flatten(-2)[..., : x.shape[-1]]))
+
+    def decode(self, payload: Tensor, d: int) -> Tensor:
+        """uint8 to float32."""
+        scales, rest = self.split(payload, d)
+        return self.scaled(from_bytes(rest, torch.int8), scales, payload)
+
+    def bound(self, d: int) -> Bound:
+        """An entry is off by half a step, and the block has at least the energy of its largest: 1 − δ = block / (4 · 127²)."""
+        return Contraction(1 - min(self.block, max(d, 1)) / (4 * INT8_MAX**2))
+
+
+@dataclass(frozen=True)
+class QSGD(Blockwise):
+    """Every entry rounded up or down by chance to a multiple of its block's Euclidean norm / s; unbiased.
+
+    "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding" (arXiv 1610.02132), section 3.1, with s = 1, 7 or
+    127 levels in 2, 4 or 8 bits with the sign, and without the entropy code.
+
+    Args:
+        bits: of an entry.
+        block: entries per norm.
+
+    Raises:
+        ValueError: for other bits, or an empty block.
+    """
+
+    bits: int = 4
+    block: int = 256
+    is_random: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.bits not in (2, 4, 8) or self.block < 1:
+            raise ValueError(f"bits must be 2, 4 or 8 and block positive, got bits={self.bits}, block={self.block}")
+
+    @property
+    def levels(self) -> int:
+        """s, the number of levels above zero."""
+        return int(2 ** (self.bits - 1) - 1)
+
+    def payload_bytes(self, d: int) -> int:
+        """Header, norms and d integers."""
+        return HEADER_BYTES + SCALE_BYTES * self.num_blocks(d) + packed_bytes(d, self.bits)
+
+    def encode(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Floats ``[..., d]`` to uint8; draws d numbers for each of the ``keys [...]``."""
+        blocks, d = self.blocks_of(x), x.shape[-1]
+        tiny = torch.finfo(torch.float32).tiny
+        largest = blocks.abs().amax(-1, keepdim=True).clamp_min(tiny)
+        norms = largest * torch.linalg.vector_norm(blocks / largest, dim=-1, keepdim=True)  # squares of 1e30 overflow
+        draws = F.pad(random.uniform(needed(keys, self), d), (0, -d % self.block)).unflatten(-1, (-1, self.block))
+        steps = (blocks.abs() / norms.clamp_min(tiny)).mul_(self.levels).add_(draws).floor_().clamp_(max=self.levels)
+        integers = steps.copysign(blocks).nan_to_num_(0.0).flatten(-2)[..., :d] + (self.levels + 1)
+        return self.joined(norms[..., 0], pack(integers.to(torch.uint8), self.bits))
+
+    def decode(self, payload: Tensor, d: int) -> Tensor:
+        """uint8 to float32."""
+        norms, rest = self.split(payload, d)
+        integers = unpack(rest, d, self.bits).to(torch.int16) - (self.levels + 1)
+        return self.scaled(integers, norms / self.levels, payload)
+
+    def bound(self, d: int) -> Bound:
+        """ω = min(c / 4s², √c / s) in blocks of c entries: a Bernoulli draw has a variance of at most 1/4, and of its mean."""
+        entries, s = min(self.block, max(d, 1)), self.levels
+        return Variance(min(entries / (4 * s * s), math.sqrt(entries) / s))
+
+
+def needed(keys: Tensor | None, compressor: Compressor) -> Tensor:
+    """The keys of a compressor that draws.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if keys is None:
+        raise ValueError(f"{type(compressor).__name__} draws: give it keys, int64 and one for each vector")
+    return keys
+
+
+@compressors.register
+class IdentityConfig(CompressorConfig):
+    """Nothing is compressed."""
+
+    name: Literal["identity"] = "identity"
+
+    def build(self) -> Identity:
+        """The compressor itself."""
+        return Identity()
+
+
+@compressors.register
+class CastConfig(CompressorConfig):
+    """Rounded to 16 bits."""
+
+    name: Literal["cast"] = "cast"
+    dtype: Literal["bf16", "fp16"] = "bf16"
+    """bf16 has float32's range, fp16 three bits more precision and overflows beyond 65,504 (the step is skipped)."""
+
+    def build(self) -> Cast:
+        """The compressor itself."""
+        return Cast(self.dtype)
+
+
+@compressors.register
+class Int8Config(CompressorConfig):
+    """A byte for each entry, and a scale for each block."""
+
+    name: Literal["int8"] = "int8"
+    block: int = Field(256, ge=1, le=4096)
+    """Entries per scale."""
+
+    def build(self) -> Int8:
+        """The compressor itself."""
+        return Int8(self.block)
+
+
+@compressors.register
+class QSGDConfig(CompressorConfig):
+    """Rounded up or down by chance, unbiased; goes without error feedback."""
+
+    name: Literal["qsgd"] = "qsgd"
+    bits: Literal[2, 4, 8] = 4
+    """Of an entry."""
+    block: int = Field(256, ge=1)
+    """Entries per norm."""
+
+    def build(self) -> QSGD:
+        """The compressor itself."""
+        return QSGD(self.bits, self.block)

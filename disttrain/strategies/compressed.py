@@ -1,0 +1,268 @@
+"""Compressed gradients: every step, what is left of them after compression is exchanged, and error feedback keeps the rest.
+
+Which compressor, which feedback and which way of averaging are parts of their own (``disttrain/compression``); here they meet a
+training step. Every worker sees the same payloads or means, so replicas stay equal bit by bit without ever being compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+from torch import Tensor
+
+from disttrain import random
+from disttrain.compression.base import Compressor, CompressorConfig, compressors
+from disttrain.compression.exchange import AllReduce, Exchange, Gather, Outcome, Proposal, TwoPhase
+from disttrain.compression.feedback import EF14, EF14Config, Feedback, FeedbackConfig, feedbacks
+from disttrain.compression.memory import Memory
+from disttrain.compression.sparse import BlockTopKConfig
+from disttrain.parameters import Layout, Unit
+from disttrain.strategies.base import Strategy, strategies
+from disttrain.strategies.ddp import GradientConfig
+from disttrain.worlds.traffic import all_reduce_wire_bytes
+from disttrain.worlds.world import World
+
+ReducerName = Literal["auto", "gather", "two_phase", "all_reduce"]
+
+
+class Compressed(Strategy):
+    """Average compressed gradients in every step; the workers stay bitwise equal.
+
+    Args:
+        compressor: what becomes of a vector.
+        feedback: what becomes of the rest.
+        reducer: ``gather``, ``two_phase`` or ``all_reduce``; ``auto``: whichever sends fewer bytes.
+        warmup_steps: steps that average gradients as they are, and from which the feedback's states begin.
+        checksum_every: steps between comparisons of the replicas' bits; 0: never.
+        find_unused_parameters: a parameter may go without a gradient in a step; of one that no worker used, nothing is lost.
+
+    Raises:
+        ValueError: if compressor, feedback and reducer do not work together; in :meth:`begin`, if the feedback is for another
+            number of workers.
+    """
+
+    replicated = lockstep = True
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        feedback: Feedback | None = None,
+        reducer: ReducerName = "auto",
+        warmup_steps: int = 0,
+        checksum_every: int = 0,
+        find_unused_parameters: bool = False,
+    ) -> None:
+        self.compressor, self.reducer_name = compressor, reducer
+        self.feedback = (EF14() if feedback is None else feedback).fitted_to(compressor)
+        check_reducer(compressor, reducer)
+        self.warmup_steps, self.checksum_every = warmup_steps, checksum_every
+        self.find_unused_parameters = find_unused_parameters
+
+    def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
+        """Lay out the states, and choose the reducer."""
+        super().begin(x, layout, world, seed)
+        self.exchange = choose(self.compressor, self.feedback, self.reducer_name, layout, world.size)
+        self.weights = self.feedback.weights(world.size).to(x.device)
+        local, shared = self.feedback.local + self.exchange.local, self.feedback.shared + self.exchange.shared
+        rows = dict.fromkeys(local, len(world.ids)) | dict.fromkeys(shared, 1)
+        own = self.feedback.local + self.feedback.shared
+        sizes = {u.name: dict.fromkeys(own, u.numel) | dict(self.exchange.sizes(u, world.size)) for u in layout.units}
+        self._dtype = torch.promote_types(x.dtype, torch.float32)
+        self.memory = Memory(layout, sizes, rows, self._dtype, x.device)
+        self._exchanges = torch.zeros(1, 1, dtype=torch.int64)  # that were committed
+        self._local_kinds = local
+        self._numbers = {unit.name: number for number, unit in enumerate(layout.units)}
+        self._open: list[Outcome] = []  # of the exchange under way
+        self._finite = True
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    def reduce(self, units: Sequence[Unit], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients' mean as the optimizer is to see it; the states change when all parameters have been here."""
+        dense = int(self._exchanges) < self.warmup_steps
+        proposals = [self._propose(unit, g, dense) for unit, g in zip(units, gradients, strict=True)]
+        exchange = AllReduce() if dense else self.exchange
+        outcomes = exchange.run(self.gradients or self.world, proposals, torch.ones_like(self.weights) if dense else self.weights)
+        means = []
+        for g, proposal, outcome in zip(gradients, proposals, outcomes, strict=True):
+            if not outcome.used:
+                self.memory.keep(proposal.unit)
+                mean = torch.zeros_like(outcome.mean)
+            elif dense:
+                mean = outcome.mean.clone()
+                self.memory.keep(proposal.unit)  # the exchange's own
+                self.feedback.start(self._scaled(g), mean, proposal.new)
+            else:
+                mean = self.feedback.commit(outcome, proposal.old, proposal.new)
+            means.append(mean.to(g.dtype))
+        self._close(outcomes)
+        return means
+
+    def _propose(self, unit: Unit, g: Tensor, dense: bool) -> Proposal:
+        old, new = self.memory.of(unit)
+        used = g.ne(0).any(-1) if self.find_unused_parameters else None
+        x = g if dense else self.feedback.propose(self._scaled(g), old, new)
+        return Proposal(unit, x, self._keys(unit) if self.exchange.is_random else None, used, old, new)
+
+    def _scaled(self, g: Tensor) -> Tensor:
+        """A weighted worker's gradients, divided by its weight."""
+        own = self.weights[self.world.ids]
+        return g if bool((own == 1).all()) else (g / own[:, None]).to(self._dtype)
+
+    def _keys(self, unit: Unit) -> Tensor:
+        seed = random.key(self.seed, random.Stream.COMPRESSION, self._numbers[unit.name])
+        return random.key(seed, random.Stream.COMPRESSION, int(self._exchanges), self.world.ids).to(self.x.device)
+
+    def _close(self, outcomes: list[Outcome]) -> None:
+        """Once all parameters have been exchanged, take over their new states if everybody's payloads were finite."""
+        self._open += outcomes
+        if len(self._open) < len(self.layout.units):
+            return
+        self._finite = bool(torch.stack([outcome.finite for outcome in self._open]).all())
+        self._open = []
+        if self._finite:
+            self.memory.advance()
+            self._exchanges += 1
+
+    def before_step(self) -> bool:
+        """Every worker skips a step in which some worker's gradients were not finite; all have seen its payload's header."""
+        return self._finite
+
+    def after_step(self) -> None:
+        """Compare the replicas, if it is time to."""
+        if self.checksum_every and int(self._exchanges) % self.checksum_every == 0:
+            self._compare_replicas()
+
+    def _compare_replicas(self) -> None:
+        """Raise RuntimeError if some worker's parameters differ from worker 0's; 8 bytes a worker."""
+        words = self.x.detach().contiguous().view(torch.int16).long()
+        mixed = (words + torch.arange(1, words.shape[-1] + 1, device=words.device)) * 0x9E3779B97F4A7C1  # any odd number
+        sums = self.world.gather((mixed ^ (mixed >> 29)).sum(-1, keepdim=True))[0, :, 0]
+        if odd := [int(worker) for worker in (sums != sums[0]).nonzero()]:
+            raise RuntimeError(f"worker {odd[0]}'s parameters differ from worker 0's after {int(self._exchanges)} steps: "
+                               "somebody changes them, or computes otherwise")  # fmt: skip
+
+    def agree(self, values: Tensor) -> Tensor:
+        """The mean over all workers."""
+        return self.world.mean(values)
+
+    # --- states ------------------------------------------------------------------------------------------------------
+
+    @property
+    def shared(self) -> dict[str, Tensor]:
+        """Estimates of the mean gradient, and how many exchanges there were."""
+        kinds = {kind: states for kind, states in self.memory.now.items() if kind not in self._local_kinds}
+        return kinds | {"exchanges": self._exchanges}
+
+    @property
+    def local(self) -> dict[str, Tensor]:
+        """Each worker's errors and estimates."""
+        return {kind: self.memory.now[kind] for kind in self._local_kinds}
+
+    def adopt(self, saved: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take over errors and estimates of another number of workers: their means, on which alone the mean gradient depends."""
+        for kind, states in self.local.items():
+            if kind in self.feedback.means:
+                states.copy_(self.memory.now[self.feedback.means[kind]])
+            elif kind in self.feedback.local:
+                states.copy_(torch.stack([each[kind][0] for each in saved]).mean(0))
+            elif kind in saved[0]:  # with another number of workers, `auto` may have chosen otherwise
+                states.copy_(self._recut(kind, [each[kind][0] for each in saved]))
+
+    def _recut(self, kind: str, saved: Sequence[Tensor]) -> Tensor:
+        """An exchange's own state ``[L, entries]`` of all parameters, for this number of workers."""
+        units = self.layout.units
+        sizes = [self.exchange.sizes(unit, len(saved))[kind] for unit in units]
+        by_unit = zip(*(each.split(sizes) for each in saved), strict=True)
+        parts = [
+            self.exchange.resize(kind, unit, rows, self.world.size, self.world.ids)
+            for unit, rows in zip(units, by_unit, strict=True)
+        ]
+        return torch.cat(parts, dim=-1)
+
+    @property
+    def temporary_copies(self) -> float:
+        """The states to come, what is proposed, its magnitudes and what it decodes to."""
+        return len(self._local_kinds) + 3.0
+
+    @property
+    def description(self) -> str:
+        """Compressor, reducer and feedback, and what a step sends."""
+        sent = self.exchange.wire_bytes(self.layout.units, self.world.size)
+        ddp = all_reduce_wire_bytes(4 * self.layout.numel, self.world.size)
+        how = {Gather: "gathered", TwoPhase: "averaged in two phases", AllReduce: "all-reduced"}[type(self.exchange)]
+        share = f", {100 * sent / ddp:.3g}% of DDP's" if ddp else ""
+        return f"{self.compressor} {how}, {self.feedback}: {sent:,} bytes per step and worker{share}"
+
+
+def check_reducer(compressor: Compressor, reducer: ReducerName) -> None:
+    """Raise ValueError if payloads cannot be averaged that way."""
+    if reducer == "all_reduce" and not compressor.is_linear:
+        raise ValueError(
+            f"reducer all_reduce sums payloads, and those of {type(compressor).__name__} cannot be summed: two workers keep or "
+            "scale different entries; take gather, two_phase or auto"
+        )
+
+
+def choose(compressor: Compressor, feedback: Feedback, reducer: ReducerName, layout: Layout, num_workers: int) -> Exchange:
+    """The reducer of that name; for ``auto`` the one that sends fewer bytes."""
+    if reducer == "all_reduce" or (reducer == "auto" and compressor.is_linear):
+        return AllReduce()
+    two_phase = TwoPhase(compressor, remembers=type(feedback) is not Feedback)
+    both: dict[str, Exchange] = {"gather": Gather(compressor), "two_phase": two_phase}
+    if reducer != "auto":
+        return both[reducer]
+    return min(both.values(), key=lambda each: each.wire_bytes(layout.units, num_workers))
+
+
+if TYPE_CHECKING:
+    AnyCompressor: TypeAlias = CompressorConfig
+    AnyFeedback: TypeAlias = FeedbackConfig
+else:
+    AnyCompressor, AnyFeedback = compressors.union(), feedbacks.union()
+
+
+@strategies.register
+class CompressedConfig(GradientConfig):
+    """The gradients' mean, compressed, with error feedback."""
+
+    name: Literal["compressed"] = "compressed"
+    compressor: SerializeAsAny[AnyCompressor] = BlockTopKConfig()
+    """What becomes of a gradient."""
+    feedback: SerializeAsAny[AnyFeedback] = EF14Config()
+    """What becomes of the rest."""
+    reducer: ReducerName = "auto"
+    """gather: everybody receives everybody's payload; two_phase: every worker averages one part, so that what a worker sends
+    does not grow with their number; all_reduce: for what can be summed; auto: whichever sends fewer bytes."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps that are not compressed, at the start."""
+    checksum_every: int = Field(0, ge=0)
+    """Steps between comparisons of the workers' parameters, 8 bytes each; 0: never."""
+
+    @field_validator("feedback")
+    @classmethod
+    def _fits_the_compressor(cls, value: FeedbackConfig, info: ValidationInfo) -> FeedbackConfig:
+        if (compressor := info.data.get("compressor")) is not None:
+            value.build().fitted_to(compressor.build())
+        return value
+
+    @field_validator("reducer")
+    @classmethod
+    def _can_reduce(cls, value: ReducerName, info: ValidationInfo) -> ReducerName:
+        if (compressor := info.data.get("compressor")) is not None:
+            check_reducer(compressor.build(), value)
+        return value
+
+    def build(self) -> Compressed:
+        """The strategy itself."""
+        return Compressed(
+            self.compressor.build(),
+            self.feedback.build(),
+            self.reducer,
+            self.warmup_steps,
+            self.checksum_every,
+            self.find_unused_parameters,
+        )
