@@ -100,13 +100,20 @@ class TorchWorld:
         self._blocking(lambda: self._about_to(f"lane {name!r} of {ranks_inside}", self.ids))
         everybody = dist.get_process_group_ranks(self.group)
         members = [everybody[rank] for rank in ranks_inside]
-        among_members = len(everybody) < dist.get_world_size()  # else torch wants every process to take part
-        if among_members and dist.get_rank() not in members:
-            return AbsentLane(len(members), self.traffic)
-        group = dist.new_group(members, timeout=self.timeout, use_local_synchronization=among_members)
-        if dist.get_rank() not in members:
+        is_member, among_members = dist.get_rank() in members, len(everybody) < dist.get_world_size()
+        group = None
+        if is_member or not among_members:  # without local synchronization, torch wants every process to take part
+            group = dist.new_group(members, timeout=self.timeout, use_local_synchronization=among_members)
+        # gloo returns to whoever is connected itself: a worker that goes on, and soon ends, would break the others' connecting.
+        self._blocking(self._meet)
+        if group is None or not is_member:
             return AbsentLane(len(members), self.traffic)
         return TorchLane(name, group, self.timeout, self.debug, self.traffic)
+
+    def _meet(self) -> Tensor:
+        """Wait until all workers are here."""
+        dist.barrier(group=self.group)
+        return self.ids
 
     def _gather(self, x: Tensor) -> Tensor:
         self._about_to("gather", x)
