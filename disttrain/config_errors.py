@@ -146,7 +146,7 @@ def _got(error: ErrorDetails, path: KeyPath) -> str:
     """The value that was refused, where the message is about the value."""
     kind, value = error["type"], error["input"]
     is_about_a_key = kind in ("missing", "extra_forbidden", "union_tag_not_found") or _is_about_a_name(error, path)
-    if is_about_a_key or (isinstance(value, dict) and kind not in EXPECTED):
+    if is_about_a_key or isinstance(value, BaseModel) or (isinstance(value, dict) and kind not in EXPECTED):
         return ""
     text = json.dumps(value, ensure_ascii=False, default=str)
     shown = text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"

@@ -78,7 +78,7 @@ class FlatParameters:
         _check_alike(named)
         first = named[0][1]
         alignment = alignment or max(1, CACHE_LINE_BYTES // first.element_size())
-        self.layout = _lay_out(named, alignment)
+        self.layout = lay_out(named, alignment)
         self.x = torch.zeros(1, self.layout.d, dtype=first.dtype, device=first.device)
         self.parameters = dict(named)
         for (_, parameter), (_, view) in zip(named, self.layout.named(self.x[0]), strict=True):
@@ -96,7 +96,8 @@ def _check_alike(named: list[tuple[str, nn.Parameter]]) -> None:
             )
 
 
-def _lay_out(named: list[tuple[str, nn.Parameter]], alignment: int) -> Layout:
+def lay_out(named: list[tuple[str, nn.Parameter]], alignment: int = 1) -> Layout:
+    """Parameters one after another, each at a multiple of ``alignment`` entries."""
     units, offset = [], 0
     for name, parameter in named:
         units.append(Unit(name, tuple(parameter.shape), offset))

@@ -113,18 +113,21 @@ class Run:
         stop_request.listen()
         return cls(start_session(loaded, RankInfo.from_environment(), stop_request), loaded)
 
-    def prepare(self, model: nn.Module, optimizer: Optimizer | None = None) -> tuple[PreparedModule, StrategyOptimizer]:
+    def prepare(
+        self, model: nn.Module, optimizer: Optimizer | None = None, scaler: torch.amp.GradScaler | None = None
+    ) -> tuple[PreparedModule, StrategyOptimizer]:
         """Put the config's strategy around ``model``, and its optimizer (or the one given) behind ``optimizer.step()``.
 
         Every worker starts from worker 0's weights, or, with ``training.resume=auto``, from the newest whole checkpoint. The
-        module that comes back is called like ``model``, has ``no_sync()``, and its ``state_dict`` is that of ``model``.
+        module that comes back is called like ``model``, has ``no_sync()``, and its ``state_dict`` is that of ``model``. A
+        ``scaler`` that multiplies the loss must be known to strategies that keep gradients; a step that it skips is not recorded.
 
         Raises:
             UserError: if an optimizer is given and the config sets one too, or the model cannot be trained so.
         """
         if optimizer is not None and self._loaded.sets("optimizer"):
             raise UserError(f"{self._loaded.path} sets optimizer, and prepare() was given one: only one can be used")
-        prepared = self._session.prepare(model, optimizer)
+        prepared = self._session.prepare(model, optimizer, scaler)
         self._session.resume()
         return prepared
 

@@ -76,10 +76,10 @@ class _NeedsContraction(Feedback):
         bound = compressor.bound(2**20)
         if isinstance(bound, Contraction) and bound.delta > 0:
             return self
-        remedy = "unbiased=False" if "unbiased" in vars(compressor) else "another compressor, such as int8 or block_top_k"
+        remedy = "unbiased=false" if "unbiased" in vars(compressor) else "another compressor, such as int8 or block_top_k"
         raise ValueError(
-            f"error feedback needs a contraction, which {type(compressor).__name__} is not ({bound}): its errors may be larger "
-            f"than what is compressed, and feeding them back would blow them up; take {remedy}, or feedback none"
+            f"error feedback needs a contraction, which {type(compressor).__name__} is not: its error may be larger than what is "
+            f"compressed, and feeding it back would blow it up; take feedback none, or {remedy}"
         )
 
 

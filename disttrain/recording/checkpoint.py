@@ -124,6 +124,23 @@ class CheckpointStore:
         local, local_facts = _read(own if own.exists() else self._path(step) / rank_file(self.members[0]))
         return Snapshot(shared, local, facts, local_facts)
 
+    def load_everybody(self, step: int, num_workers: int) -> list[dict[str, Tensor]]:
+        """What was each worker's own, of all ``num_workers`` that the saved run had, in their order.
+
+        Raises:
+            CheckpointError: if a file is damaged, or is not in this folder because hosts have folders of their own.
+        """
+        files, everybody = self._manifest(step)["files"], []
+        for rank in range(num_workers):
+            path = self._path(step) / rank_file(rank)
+            if rank_file(rank) not in files:
+                raise CheckpointError(
+                    f"{path} is not there: for another number of workers, all workers' files must be in one folder"
+                )
+            _verify(path, files[rank_file(rank)])
+            everybody.append(_read(path)[0])
+        return everybody
+
     def forget_leftovers(self) -> None:
         """Remove what a crash in the middle of saving left behind; the leader calls it before anybody saves."""
         for path in self.directory.glob("*.partial-*"):

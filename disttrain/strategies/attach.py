@@ -198,7 +198,7 @@ def attach(module: nn.Module, strategy: Strategy, world: TorchWorld, seed: int =
     if not strategy.reduces_gradients:
         return PreparedModule(module, None)
     ddp = _ddp(module, strategy, world)
-    ddp.register_comm_hook(None, _Hook(strategy, flat.parameters, world).reduce)
+    ddp.register_comm_hook(None, GradientHook(strategy, flat.parameters, world).reduce)
     return PreparedModule(module, ddp)
 
 
@@ -229,7 +229,7 @@ def _ddp(module: nn.Module, strategy: Strategy, world: TorchWorld) -> Distribute
     return DistributedDataParallel(module, **options)
 
 
-class _Hook:
+class GradientHook:
     """DDP's communication hook: called in backward with each bucket of gradients, in the same order on every worker.
 
     What it starts, torch's all-reduce or a job on the strategy's lane, goes on while backward computes the next bucket.
@@ -246,6 +246,11 @@ class _Hook:
 
     # DDP insists on the name `bucket`, and keys nothing by its index: buckets are rebuilt after the first backward.
     def reduce(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:  # type: ignore[name-defined]
+        """Start to average a bucket.
+
+        Raises:
+            RuntimeError: under torch.compile's python reducer, whose parameters come one by one.
+        """
         if isinstance(bucket, tuple):
             raise RuntimeError(
                 "torch.compile's python reducer calls communication hooks parameter by parameter and ignores what they return; "

@@ -7,7 +7,7 @@ The defaults here are "no communication".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -35,6 +35,8 @@ class Strategy:
     """Whether a parameter may go without a gradient in a step."""
     survives_peers: bool = False
     """Whether training goes on when another worker is lost."""
+    loss_scale: Callable[[], float] | None = None
+    """What a GradScaler has multiplied this step's loss by; a strategy that keeps gradients keeps them without it."""
 
     def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
         """Start from the live parameters ``x [L, d]``, equal on all workers; ``seed`` is of all that is drawn."""

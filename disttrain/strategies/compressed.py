@@ -82,32 +82,43 @@ class Compressed(Strategy):
 
     def reduce(self, units: Sequence[Unit], gradients: Sequence[Tensor]) -> list[Tensor]:
         """The gradients' mean as the optimizer is to see it; the states change when all parameters have been here."""
-        dense = int(self._exchanges) < self.warmup_steps
-        proposals = [self._propose(unit, g, dense) for unit, g in zip(units, gradients, strict=True)]
-        exchange = AllReduce() if dense else self.exchange
-        outcomes = exchange.run(self.gradients or self.world, proposals, torch.ones_like(self.weights) if dense else self.weights)
+        scale = 1.0 if self.loss_scale is None else self.loss_scale()
+        true = [g if scale == 1.0 else g.to(self._dtype) / scale for g in gradients]
+        means = self._average(units, true) if int(self._exchanges) < self.warmup_steps else self._compress(units, true)
+        return [
+            mean.to(g.dtype) if scale == 1.0 else (mean * scale).to(g.dtype) for g, mean in zip(gradients, means, strict=True)
+        ]
+
+    def _compress(self, units: Sequence[Unit], gradients: Sequence[Tensor]) -> list[Tensor]:
+        proposals = [self._propose(unit, g) for unit, g in zip(units, gradients, strict=True)]
+        outcomes = self.exchange.run(self.gradients or self.world, proposals, self.weights)
         means = []
-        for g, proposal, outcome in zip(gradients, proposals, outcomes, strict=True):
-            if not outcome.used:
+        for proposal, outcome in zip(proposals, outcomes, strict=True):
+            if outcome.used:
+                means.append(self.feedback.commit(outcome, proposal.old, proposal.new))
+            else:  # DDP leaves such a parameter without a gradient, so what its payloads held would be lost
                 self.memory.keep(proposal.unit)
-                mean = torch.zeros_like(outcome.mean)
-            elif dense:
-                mean = outcome.mean.clone()
-                self.memory.keep(proposal.unit)  # the exchange's own
-                self.feedback.start(self._scaled(g), mean, proposal.new)
-            else:
-                mean = self.feedback.commit(outcome, proposal.old, proposal.new)
-            means.append(mean.to(g.dtype))
+                means.append(torch.zeros_like(outcome.mean))
         self._close(outcomes)
         return means
 
-    def _propose(self, unit: Unit, g: Tensor, dense: bool) -> Proposal:
+    def _propose(self, unit: Unit, g: Tensor) -> Proposal:
         old, new = self.memory.of(unit)
         used = g.ne(0).any(-1) if self.find_unused_parameters else None
-        x = g if dense else self.feedback.propose(self._scaled(g), old, new)
+        x = self.feedback.propose(self._weighted(g), old, new)
         return Proposal(unit, x, self._keys(unit) if self.exchange.is_random else None, used, old, new)
 
-    def _scaled(self, g: Tensor) -> Tensor:
+    def _average(self, units: Sequence[Unit], gradients: Sequence[Tensor]) -> list[Tensor]:
+        """A step of the warm-up: the plain mean, from which the feedback's states begin."""
+        proposals = [Proposal(unit, g, None, None, *self.memory.of(unit)) for unit, g in zip(units, gradients, strict=True)]
+        outcomes = AllReduce().run(self.gradients or self.world, proposals, torch.ones_like(self.weights))
+        for g, proposal, outcome in zip(gradients, proposals, outcomes, strict=True):
+            self.memory.keep(proposal.unit)  # the exchange's own states
+            self.feedback.start(self._weighted(g), outcome.mean, proposal.new)
+        self._close(outcomes)
+        return [outcome.mean.clone() for outcome in outcomes]
+
+    def _weighted(self, g: Tensor) -> Tensor:
         """A weighted worker's gradients, divided by its weight."""
         own = self.weights[self.world.ids]
         return g if bool((own == 1).all()) else (g / own[:, None]).to(self._dtype)

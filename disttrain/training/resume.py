@@ -23,6 +23,7 @@ ESSENTIAL = (
     "optimizer.target",
     "optimizer.rank",
     "strategy.name",
+    "strategy.feedback.name",
     "launch.emulated_step_time",
 )
 """What a run cannot change on the way, beside the seed and the batch size, by which it finds its place in the data."""

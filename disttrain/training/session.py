@@ -96,8 +96,15 @@ class Session:
 
     # --- before training -------------------------------------------------------------------------------------------
 
-    def prepare(self, module: nn.Module, optimizer: Optimizer | None = None) -> tuple[PreparedModule, StrategyOptimizer]:
+    def prepare(
+        self, module: nn.Module, optimizer: Optimizer | None = None, scaler: torch.amp.GradScaler | None = None
+    ) -> tuple[PreparedModule, StrategyOptimizer]:
         """Put strategy, schedule and clipping around a module and its optimizer (None: the config's).
+
+        Args:
+            module: what is trained.
+            optimizer: None: the config's.
+            scaler: what multiplies the loss, if anything does.
 
         Raises:
             UserError: if the module or the optimizer cannot be trained so.
@@ -106,6 +113,8 @@ class Session:
         if hasattr(self, "model"):
             raise RuntimeError("prepare() was called already; put what is trained together into one module")
         module.to(self.device)
+        if scaler is not None:
+            self.strategy.loss_scale = scaler.get_scale
         try:
             ours, optimizer = optimizer is None, optimizer or self.config.optimizer.build(module)
             training = self.config.training
@@ -147,7 +156,7 @@ class Session:
                 f"the checkpoint of step {step} is of {facts['workers']} workers, this run has {self.world.size}: under "
                 f"{own} of its own, so their number must stay"
             )
-        self._state.restore(snapshot)
+        self._state.restore(snapshot, self._load_everybody(step, facts["workers"]))
         self.world.traffic.restore(snapshot.local_facts["traffic"])
         self._interface.restore(snapshot.local_facts.get("interface", {}))
         self.optimizer.seconds = snapshot.local_facts["optimizer_seconds"]
@@ -163,6 +172,15 @@ class Session:
         furthest = self.world.gather(torch.tensor([[self.step]], device=self.device)).max()
         self._no_checkpoint_until = int(furthest)  # workers without lockstep may have stopped at different steps
         self.display.say(f"continuing from step {step} of {self._store.directory}")
+
+    def _load_everybody(self, step: int, num_workers: int) -> list[dict[str, Tensor]] | None:
+        """What was each worker's own in a run with another number of workers; None if it had this one's."""
+        if num_workers == self.world.size:
+            return None
+        try:
+            return self._store.load_everybody(step, num_workers)
+        except CheckpointError as error:
+            raise UserError(str(error)) from None
 
     def _what_workers_own(self) -> str:
         """Why the number of workers cannot change, if there is a reason."""

@@ -7,7 +7,7 @@ with another one's buffers and its own fresh generators.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -68,8 +68,12 @@ class TrainingState:
             return Snapshot(shared, local, facts | replica_facts, own_facts)
         return Snapshot(shared, local, facts, own_facts | replica_facts)
 
-    def restore(self, snapshot: Snapshot) -> None:
+    def restore(self, snapshot: Snapshot, everybody: Sequence[Tensors] | None = None) -> None:
         """Put a snapshot back, bit by bit.
+
+        Args:
+            snapshot: this worker's.
+            everybody: what was each worker's own, if the saved run had another number of workers.
 
         Raises:
             UserError: if it is of another model, or holds nothing for this worker where that is needed.
@@ -82,7 +86,10 @@ class TrainingState:
         self._restore_optimizer(_stripped("optimizer.", replica), facts["optimizer"])
         self._optimizer.counts = StepCounts(**facts["counts"])
         _copy_into(buffers, _stripped("buffer.", snapshot.local), "buffer")
-        _copy_into(self._strategy.local, _stripped("strategy.", snapshot.local), "strategy state")
+        if everybody is None:
+            _copy_into(self._strategy.local, _stripped("strategy.", snapshot.local), "strategy state")
+        else:
+            self._strategy.adopt([_stripped("strategy.", each) for each in everybody])
         if snapshot.local_facts["worker"] == self._worker:  # else a worker that the saved run did not have
             restore_generators(snapshot.local, snapshot.local_facts["generators"], self._strategy.x.device)
 
