@@ -16,6 +16,7 @@ from disttrain.compression.feedback import (
     ef21_step_size,
     feedbacks,
 )
+from disttrain.compression.power_sgd import PowerSGD
 from disttrain.compression.quantize import QSGD, Cast, Identity, Int8
 from disttrain.compression.sign import ScaledSign
 from disttrain.compression.sparse import BlockTopK, Compose, RandK, TopK
@@ -38,6 +39,7 @@ __all__ = [
     "FeedbackConfig",
     "Identity",
     "Int8",
+    "PowerSGD",
     "RandK",
     "ScaledSign",
     "TopK",

@@ -8,7 +8,7 @@ input was finite: a quantizer would hide a NaN, and with it a worker that diverg
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -97,8 +97,8 @@ class Compressor:
 class CompressorConfig(ComponentConfig):
     """What every compressor's config has."""
 
-    def build(self) -> Compressor:
-        """The compressor itself."""
+    def build(self) -> Any:
+        """The compressor itself: a :class:`Compressor`, or PowerSGD, which is an exchange too."""
         raise NotImplementedError(f"{type(self).__name__} must define build()")
 
 

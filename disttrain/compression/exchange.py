@@ -67,6 +67,9 @@ class Exchange:
         """Entries of each state of a parameter."""
         return {}
 
+    def start(self, unit: Unit, state: Mapping[str, Tensor], seed: int) -> None:
+        """Fill in the first states ``[rows, entries]`` of a parameter; they are zero."""
+
     def wire_bytes(self, units: Sequence[Unit], num_workers: int) -> int:
         """What a worker sends for one exchange of these parameters."""
         raise NotImplementedError(f"{type(self).__name__} must define wire_bytes()")
@@ -111,7 +114,7 @@ class Gather(Exchange):
         parts = everybody.split([payload.shape[-1] for payload in payloads], dim=-1)
         return [
             Outcome(
-                self.compressor.decoded_sum(part, each.unit.numel, weights / world.size, _sum_dtype(each.x))[None],
+                self.compressor.decoded_sum(part, each.unit.numel, weights / world.size, sum_dtype(each.x))[None],
                 has_flag(part, FINITE).all(),
                 has_flag(part, USED).any(),
                 partial(_add_decoded, self.compressor, payload),
@@ -161,7 +164,7 @@ class TwoPhase(Exchange):
         outcomes = []
         for each, first, part in zip(proposals, firsts, everybody, strict=True):
             parts = self.compressor.decode(part, _part(each.unit, world.size))
-            mean = parts.flatten()[None, : each.unit.numel].to(_sum_dtype(each.x))
+            mean = parts.flatten()[None, : each.unit.numel].to(sum_dtype(each.x))
             own = partial(self._add_own, first)
             outcomes.append(Outcome(mean, has_flag(part, FINITE).all(), has_flag(part, USED).any(), own))
         return outcomes
@@ -181,7 +184,7 @@ class TwoPhase(Exchange):
     def _second(self, each: Proposal, heard: Tensor, weights: Tensor, world: World) -> Tensor:
         """The mean of what a server has heard, ``[L, size, bytes]``, compressed: ``[L, bytes]``."""
         part = _part(each.unit, world.size)
-        mean = self.compressor.decoded_sum(heard, part, weights, _sum_dtype(each.x))
+        mean = self.compressor.decoded_sum(heard, part, weights, sum_dtype(each.x))
         if each.unit.numel < world.size * part:  # what fills up the last parts is nobody's, whatever it decodes to
             entries = torch.arange(part, device=mean.device)
             mean *= world.ids.to(mean.device)[:, None] * part + entries < each.unit.numel
@@ -211,13 +214,15 @@ class AllReduce(Exchange):
 
     def run(self, world: World, proposals: Sequence[Proposal], weights: Tensor) -> list[Outcome]:
         """One all-reduce; whether a parameter was used travels as one more entry."""
-        packed = torch.cat([each.x.to(_sum_dtype(each.x)) for each in proposals], dim=-1)
-        used = torch.stack([_used(each) for each in proposals], dim=-1).to(packed.dtype)
+        packed = torch.cat([each.x.to(sum_dtype(each.x)) for each in proposals], dim=-1)
+        used = torch.stack([used_by(each) for each in proposals], dim=-1).to(packed.dtype)
         own_weights = weights[world.ids].to(packed)[:, None]
-        means, used_by = world.mean(torch.cat([packed * own_weights, used], dim=-1)).split([packed.shape[-1], len(proposals)], -1)
+        means, used_anywhere = world.mean(torch.cat([packed * own_weights, used], dim=-1)).split(
+            [packed.shape[-1], len(proposals)], -1
+        )
         numels = [each.unit.numel for each in proposals]
-        parts = zip(packed.split(numels, -1), means.split(numels, -1), used_by[0] > 0, strict=True)
-        return [Outcome(mean, mean.isfinite().all(), by, partial(_add, own)) for own, mean, by in parts]
+        parts = zip(packed.split(numels, -1), means.split(numels, -1), used_anywhere[0] > 0, strict=True)
+        return [Outcome(mean, mean.isfinite().all(), by, partial(add, own)) for own, mean, by in parts]
 
 
 def _encode(compressor: Compressor, x: Tensor, keys: Tensor | None, used: Tensor | None) -> Tensor:
@@ -228,7 +233,8 @@ def _encode(compressor: Compressor, x: Tensor, keys: Tensor | None, used: Tensor
     return payload
 
 
-def _used(each: Proposal) -> Tensor:
+def used_by(each: Proposal) -> Tensor:
+    """Booleans ``[L]``: which of the workers here used the parameter."""
     return torch.ones(len(each.x), dtype=torch.bool, device=each.x.device) if each.used is None else each.used
 
 
@@ -236,11 +242,13 @@ def _add_decoded(compressor: Compressor, payload: Tensor, out: Tensor, scale: fl
     compressor.add_decoded_(out, payload, scale)
 
 
-def _add(own: Tensor, out: Tensor, scale: float) -> None:
+def add(own: Tensor, out: Tensor, scale: float) -> None:
+    """``out += scale · own``, for an :class:`Outcome` of what was sent as it is."""
     out.add_(own, alpha=scale)
 
 
-def _sum_dtype(x: Tensor) -> torch.dtype:
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """Of sums over workers: float32, of float64 its own."""
     return torch.promote_types(x.dtype, torch.float32)
 
 

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from disttrain.component import ComponentConfig, Registry
-from disttrain.compression.base import Compressor, Contraction
+from disttrain.compression.base import Bound, Contraction
 
 State = Mapping[str, Tensor]
 
@@ -35,6 +35,17 @@ class Exchanged(Protocol):
         """``out [L, d] += scale ·`` what this process's workers' own payloads decode to."""
 
 
+class Bounded(Protocol):
+    """What a rule has to know of a compressor."""
+
+    @property
+    def nominal_delta(self) -> float:
+        """The share of a long vector's energy that can be counted on."""
+
+    def bound(self, d: int) -> Bound:
+        """How far C(x) may be from x, for vectors of ``d`` entries."""
+
+
 @dataclass(frozen=True)
 class Feedback:
     """No feedback: the gradient is compressed as it is, and what a payload leaves out is lost."""
@@ -46,7 +57,7 @@ class Feedback:
     means: ClassVar[Mapping[str, str]] = {}
     """For each local state, the shared one that is its mean over the workers; a local state that is not here has none."""
 
-    def fitted_to(self, compressor: Compressor) -> Feedback:
+    def fitted_to(self, compressor: Bounded) -> Feedback:
         """This rule with the settings that depend on the compressor filled in.
 
         Raises:
@@ -71,7 +82,7 @@ class Feedback:
 
 
 class _NeedsContraction(Feedback):
-    def fitted_to(self, compressor: Compressor) -> Feedback:
+    def fitted_to(self, compressor: Bounded) -> Feedback:
         """Refuses compressors that are no contraction."""
         bound = compressor.bound(2**20)
         if isinstance(bound, Contraction) and bound.delta > 0:
@@ -221,7 +232,7 @@ class EControl(_NeedsContraction):
         if self.eta is not None and not self.eta > 0:
             raise ValueError(f"eta must be greater than 0, got {self.eta}; without it EControl would be EF21: take that")
 
-    def fitted_to(self, compressor: Compressor) -> EControl:
+    def fitted_to(self, compressor: Bounded) -> EControl:
         """Fills in η, and refuses one that diverges."""
         super().fitted_to(compressor)
         delta = compressor.nominal_delta

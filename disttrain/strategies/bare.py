@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from disttrain.compression.base import Compressor
 from disttrain.compression.feedback import Feedback
+from disttrain.compression.power_sgd import PowerSGD
 from disttrain.parameters import lay_out
 from disttrain.strategies.attach import GradientHook
 from disttrain.strategies.compressed import Compressed, ReducerName
@@ -62,7 +63,7 @@ class GradientCompression:
 
 def compress_gradients(
     ddp: DistributedDataParallel,
-    compressor: Compressor,
+    compressor: Compressor | PowerSGD,
     feedback: Feedback | None = None,
     *,
     reducer: ReducerName = "auto",

@@ -18,6 +18,7 @@ from disttrain.compression.base import Compressor, CompressorConfig, compressors
 from disttrain.compression.exchange import AllReduce, Exchange, Gather, Outcome, Proposal, TwoPhase
 from disttrain.compression.feedback import EF14, EF14Config, Feedback, FeedbackConfig, feedbacks
 from disttrain.compression.memory import Memory
+from disttrain.compression.power_sgd import PowerSGD
 from disttrain.compression.sparse import BlockTopKConfig
 from disttrain.parameters import Layout, Unit
 from disttrain.strategies.base import Strategy, strategies
@@ -48,7 +49,7 @@ class Compressed(Strategy):
 
     def __init__(
         self,
-        compressor: Compressor,
+        compressor: Compressor | PowerSGD,
         feedback: Feedback | None = None,
         reducer: ReducerName = "auto",
         warmup_steps: int = 0,
@@ -73,6 +74,8 @@ class Compressed(Strategy):
         self._dtype = torch.promote_types(x.dtype, torch.float32)
         self.memory = Memory(layout, sizes, rows, self._dtype, x.device)
         self._exchanges = torch.zeros(1, 1, dtype=torch.int64)  # that were committed
+        for unit in layout.units:
+            self.exchange.start(unit, self.memory.of(unit)[0], seed)
         self._local_kinds = local
         self._numbers = {unit.name: number for number, unit in enumerate(layout.units)}
         self._open: list[Outcome] = []  # of the exchange under way
@@ -204,13 +207,16 @@ class Compressed(Strategy):
         """Compressor, reducer and feedback, and what a step sends."""
         sent = self.exchange.wire_bytes(self.layout.units, self.world.size)
         ddp = all_reduce_wire_bytes(4 * self.layout.numel, self.world.size)
-        how = {Gather: "gathered", TwoPhase: "averaged in two phases", AllReduce: "all-reduced"}[type(self.exchange)]
+        names: dict[type, str] = {Gather: "gathered", TwoPhase: "averaged in two phases"}
+        how = names.get(type(self.exchange), "all-reduced")
         share = f", {100 * sent / ddp:.3g}% of DDP's" if ddp else ""
         return f"{self.compressor} {how}, {self.feedback}: {sent:,} bytes per step and worker{share}"
 
 
-def check_reducer(compressor: Compressor, reducer: ReducerName) -> None:
+def check_reducer(compressor: Compressor | PowerSGD, reducer: ReducerName) -> None:
     """Raise ValueError if payloads cannot be averaged that way."""
+    if isinstance(compressor, PowerSGD) and reducer not in ("auto", "all_reduce"):
+        raise ValueError(f"reducer {reducer} is not for PowerSGD, whose factors are averaged by all-reduce: take auto")
     if reducer == "all_reduce" and not compressor.is_linear:
         raise ValueError(
             f"reducer all_reduce sums payloads, and those of {type(compressor).__name__} cannot be summed: two workers keep or "
@@ -218,8 +224,12 @@ def check_reducer(compressor: Compressor, reducer: ReducerName) -> None:
         )
 
 
-def choose(compressor: Compressor, feedback: Feedback, reducer: ReducerName, layout: Layout, num_workers: int) -> Exchange:
+def choose(
+    compressor: Compressor | PowerSGD, feedback: Feedback, reducer: ReducerName, layout: Layout, num_workers: int
+) -> Exchange:
     """The reducer of that name; for ``auto`` the one that sends fewer bytes."""
+    if isinstance(compressor, PowerSGD):
+        return compressor
     if reducer == "all_reduce" or (reducer == "auto" and compressor.is_linear):
         return AllReduce()
     two_phase = TwoPhase(compressor, remembers=type(feedback) is not Feedback)

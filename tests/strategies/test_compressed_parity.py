@@ -15,6 +15,7 @@ from disttrain.compression import (
     Feedback,
     Identity,
     Int8,
+    PowerSGD,
     RandK,
     ScaledSign,
     TopK,
@@ -50,6 +51,11 @@ def test_after_a_dense_warmup_an_all_reduce_remains(parity):
 
 def test_identity_is_all_reduced(parity):
     parity(compressed(Identity()), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("feedback", [EF14(), EF21()], ids=lambda each: type(each).__name__)
+def test_factors_are_all_reduced(parity, feedback):
+    parity(compressed(PowerSGD(2), feedback), tolerance=1e-6, sizes=(2, 4))
 
 
 def test_two_buckets_in_flight(parity):

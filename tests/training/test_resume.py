@@ -255,3 +255,45 @@ def test_a_run_without_checkpoints_yet_starts_from_the_beginning(launched, tmp_p
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     again = launched(1, train, config, tmp_path / "run", "training.resume=auto")
     assert again[0][0] == straight[0][0]
+
+
+COMPRESSED = {
+    "ef14": ("strategy.compressor.ratio=0.05",),
+    "econtrol in two phases": (
+        "strategy.compressor.ratio=0.05",
+        "strategy.feedback.name=econtrol",
+        "strategy.reducer=two_phase",
+        "strategy.warmup_steps=3",
+    ),
+    "ef21_sgdm of signs": ("strategy.feedback.name=ef21_sgdm", "strategy.compressor.name=sign"),
+    "drawn": ("strategy.feedback.name=none", "strategy.compressor.name=qsgd", "strategy.reducer=two_phase"),
+}
+
+
+@pytest.mark.parametrize("settings", COMPRESSED)
+def test_compressed_gradients_resume_bitwise(launched, tmp_path, settings):
+    config = write_config(tmp_path)
+    options = ("strategy.name=compressed", *COMPRESSED[settings], *OPTIMIZERS["adamw"])
+    straight = launched(2, train, config, tmp_path / "straight", *options)
+    launched(2, train, config, tmp_path / "halves", *options, "training.stop_after=10")
+    halves = launched(2, train, config, tmp_path / "halves", *options, "training.resume=auto")
+    assert [own for own, _ in halves] == [own for own, _ in straight]
+
+
+@pytest.mark.parametrize("workers_then", [1, 4])
+@pytest.mark.parametrize("settings", ["ef14", "econtrol in two phases"])
+def test_compressed_gradients_go_on_with_another_number_of_workers(launched, tmp_path, settings, workers_then):
+    config, options = write_config(tmp_path), ("strategy.name=compressed", *COMPRESSED[settings])
+    straight = launched(2, train, config, tmp_path / "straight", *options)
+    launched(2, train, config, tmp_path / "run", *options, "training.stop_after=10")
+    continued = launched(workers_then, train, config, tmp_path / "run", *options, "training.resume=auto")
+    assert len({own for own, _ in continued}) == 1
+    assert continued[0][1]["validation_loss"] == pytest.approx(straight[0][1]["validation_loss"], rel=0.02)
+
+
+def test_another_feedback_is_refused(launched, tmp_path):
+    config, options = write_config(tmp_path), ("strategy.name=compressed",)
+    launched(1, train, config, tmp_path / "run", *options, "training.stop_after=5")
+    changed = (*options, "strategy.feedback.name=ef21", "training.resume=auto")
+    (message,) = launched(1, users_mistake, config, tmp_path / "run", *changed)
+    assert "strategy.feedback.name: ef14 there, ef21 here" in message
