@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Generic, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic.fields import FieldInfo
 
 
 class UserError(ValueError):
@@ -56,6 +57,7 @@ class Registry(Generic[C]):
     def __init__(self, section: str, default: str) -> None:
         self.section, self.default = section, default
         self._classes: dict[str, type[C]] = {}
+        self._holders: list[tuple[type[Config], str]] = []
 
     def register(self, config_class: type[C]) -> type[C]:
         """Make ``config_class`` selectable by its name; a class decorator.
@@ -71,7 +73,19 @@ class Registry(Generic[C]):
         if taken.__qualname__ != config_class.__qualname__ or taken.__module__ != config_class.__module__:
             raise ValueError(f"{self.section}.name={name} is registered already, by {taken.__module__}.{taken.__qualname__}")
         self._classes[name] = config_class  # the same class again: its module was reloaded
+        for holder, field in self._holders:
+            self._fit(holder, field)
         return config_class
+
+    def choose_in(self, holder: type[Config], field: str) -> None:
+        """Let ``field`` of a config be any registered class, those registered later too."""
+        self._holders.append((holder, field))
+        self._fit(holder, field)
+
+    def _fit(self, holder: type[Config], field: str) -> None:
+        choice: Any = SerializeAsAny[self.union()]  # type: ignore[misc]
+        holder.model_fields[field] = FieldInfo.from_annotated_attribute(choice, holder.model_fields[field].default)
+        holder.model_rebuild(force=True)
 
     def names(self) -> list[str]:
         """All registered names, sorted."""

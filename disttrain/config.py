@@ -43,7 +43,8 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
     each.section: each for each in (models, data_sources, partitions, objectives, optimizers, schedules, strategies)
 }
 DEFAULT_NAMES = {section: registry.default for section, registry in REGISTRIES.items()}
-INNER_NAMES = {registry.section: registry.default for registry in (compressors, feedbacks)}
+INNER_REGISTRIES: tuple[Registry[Any], ...] = (compressors, feedbacks)
+INNER_NAMES = {registry.section: registry.default for registry in INNER_REGISTRIES}
 """The same for components inside a component."""
 
 
@@ -223,7 +224,8 @@ def _safe_name(file: Path) -> str:
 
 def _validate(settings: Settings) -> RunConfig:
     """The config, or every mistake in it; what has a problem already is not reported a second time."""
-    model = _loadable_class(tuple(registry[name] for registry in REGISTRIES.values() for name in registry.names()))
+    every = (*REGISTRIES.values(), *INNER_REGISTRIES)
+    model = _loadable_class(tuple(registry[name] for registry in every for name in registry.names()))
     try:
         draft = model.model_validate_json(json.dumps(settings.tree))
     except ValidationError as error:

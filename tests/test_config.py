@@ -1,5 +1,6 @@
 """A config loads whole or every mistake in it is told; it knows where its values come from and reads back as itself."""
 
+import copy
 import json
 import pickle
 import sys
@@ -9,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import disttrain
+from disttrain.compression import compressors
+from disttrain.compression.sign import SignConfig
+from disttrain.compression.sparse import BlockTopKConfig
 from disttrain.config import REGISTRIES, ConfigError, RunConfig, difference, dump, load_config, show
 from disttrain.models import PlmConfig
 from disttrain.objectives import NextTokenConfig, objectives
@@ -334,6 +338,62 @@ def test_what_an_imported_module_registers_can_be_used(load, folder):
     assert (loaded.config.optimizer.beta, loaded.config.optimizer.lr) == (0.5, 1e-4)
     assert loaded.config.objective.amount == 0.1
     assert load(dump(loaded.config)).config == loaded.config
+
+
+COMPRESSOR = """\
+from typing import Literal
+from disttrain.compression import CompressorConfig, Identity, compressors
+
+@compressors.register
+class HalfConfig(CompressorConfig):
+    name: Literal["half"] = "half"
+    share: float = 0.5
+    def build(self):
+        return Identity()
+"""
+
+
+def test_an_imported_compressor_can_be_used_inside_a_strategy(load, folder, monkeypatch):
+    for attribute in ("_classes", "_holders"):
+        monkeypatch.setattr(compressors, attribute, copy.copy(getattr(compressors, attribute)))
+    (folder / "plug_in.py").write_text(COMPRESSOR)
+    loaded = load("imports: [plug_in]\nstrategy: {name: compressed, compressor: {name: half, share: 0.25}}")
+    assert loaded.config.strategy.compressor.share == 0.25
+    assert load(dump(loaded.config)).config == loaded.config
+
+
+def test_components_inside_a_component_take_defaults_and_are_swapped_like_others(load):
+    loaded = load("strategy: {name: compressed, compressor: {ratio: 0.05}}")
+    assert loaded.config.strategy.compressor == BlockTopKConfig(ratio=0.05)
+    assert loaded.origins["strategy.compressor.ratio"] == "run.yaml:1"
+    loaded = load("strategy: {name: compressed, compressor: {ratio: 0.05}}", "strategy.compressor.name=sign")
+    assert loaded.config.strategy.compressor == SignConfig()
+    assert "strategy.compressor.name=sign replaces block_top_k, so its settings no longer apply: ratio" in loaded.notices[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("feedback: {name: econtrol, eta: 0.5}", "feedback: eta=0.5 feeds back more than the compressor can send, and diverges"),
+        ("feedback: {name: econtrol, eta: 0.5}", "so take eta ≤ 2δ = 0.02344"),
+        ("compressor: {name: qsgd}", "feedback: error feedback needs a contraction, which QSGD is not"),
+        ("compressor: {name: rand_k, unbiased: true}", "take feedback none, or unbiased=false"),
+        ("reducer: all_reduce", "reducer: reducer all_reduce sums payloads, and those of BlockTopK cannot be summed"),
+        (
+            "{compressor: {name: power_sgd}, reducer: gather}",
+            "not for PowerSGD, whose factors are averaged by all-reduce: take auto",
+        ),
+        ("compressor: {ratio: 0.001}", "ratio=0.001 of block=256 is less than half an entry: take block ≥ 1000"),
+        ("compressor: {name: top_kk}", 'unknown compressor "top_kk"; did you mean "top_k"?'),
+        ("feedback: {name: ef15}", 'unknown feedback "ef15"; did you mean'),
+        ("feedback: {name: ef14, eta: 1}", "strategy.feedback.eta: unknown key"),
+    ],
+)
+def test_what_does_not_work_together_is_refused_with_the_reason_and_the_alternative(mistakes, settings, message):
+    inner = settings.removeprefix("{").removesuffix("}") if settings.startswith("{") else settings
+    (line,) = mistakes(f"strategy: {{name: compressed, {inner}}}")
+    assert message in line
+    assert 'got "name=' not in line
 
 
 def test_modules_beside_the_file_are_found(folder):

@@ -7,7 +7,7 @@ training step. Every worker sees the same payloads or means, so replicas stay eq
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal
 
 import torch
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
@@ -239,21 +239,14 @@ def choose(
     return min(both.values(), key=lambda each: each.wire_bytes(layout.units, num_workers))
 
 
-if TYPE_CHECKING:
-    AnyCompressor: TypeAlias = CompressorConfig
-    AnyFeedback: TypeAlias = FeedbackConfig
-else:
-    AnyCompressor, AnyFeedback = compressors.union(), feedbacks.union()
-
-
 @strategies.register
 class CompressedConfig(GradientConfig):
     """The gradients' mean, compressed, with error feedback."""
 
     name: Literal["compressed"] = "compressed"
-    compressor: SerializeAsAny[AnyCompressor] = BlockTopKConfig()
+    compressor: SerializeAsAny[CompressorConfig] = BlockTopKConfig()
     """What becomes of a gradient."""
-    feedback: SerializeAsAny[AnyFeedback] = EF14Config()
+    feedback: SerializeAsAny[FeedbackConfig] = EF14Config()
     """What becomes of the rest."""
     reducer: ReducerName = "auto"
     """gather: everybody receives everybody's payload; two_phase: every worker averages one part, so that what a worker sends
@@ -287,3 +280,7 @@ class CompressedConfig(GradientConfig):
             self.checksum_every,
             self.find_unused_parameters,
         )
+
+
+compressors.choose_in(CompressedConfig, "compressor")
+feedbacks.choose_in(CompressedConfig, "feedback")
