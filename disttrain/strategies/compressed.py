@@ -66,7 +66,9 @@ class Compressed(Strategy):
         """Lay out the states, and choose the reducer."""
         super().begin(x, layout, world, seed)
         self.exchange = choose(self.compressor, self.feedback, self.reducer_name, layout, world.size)
-        self.weights = self.feedback.weights(world.size).to(x.device)
+        weights = self.feedback.weights(world.size)
+        self._own_weights = None if (weights == 1).all() else weights[world.ids, None].to(x.device)
+        self.weights = weights.to(x.device)
         local, shared = self.feedback.local + self.exchange.local, self.feedback.shared + self.exchange.shared
         rows = dict.fromkeys(local, len(world.ids)) | dict.fromkeys(shared, 1)
         own = self.feedback.local + self.feedback.shared
@@ -123,8 +125,7 @@ class Compressed(Strategy):
 
     def _weighted(self, g: Tensor) -> Tensor:
         """A weighted worker's gradients, divided by its weight."""
-        own = self.weights[self.world.ids]
-        return g if bool((own == 1).all()) else (g / own[:, None]).to(self._dtype)
+        return g if self._own_weights is None else (g / self._own_weights).to(self._dtype)
 
     def _keys(self, unit: Unit) -> Tensor:
         seed = random.key(self.seed, random.Stream.COMPRESSION, self._numbers[unit.name])

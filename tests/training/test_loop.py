@@ -124,10 +124,20 @@ def train_and_count(config, directory, *overrides):
     return summary and summary["wire_bytes"], sent
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_cast"])
-def test_a_runs_wire_bytes_are_what_the_worker_sent(launched, tmp_path, strategy):
+EXCHANGES = {
+    "ddp": ("strategy.name=ddp", "model.width=128"),
+    "ddp_cast": ("strategy.name=ddp_cast", "model.width=128"),
+    "one per cent, gathered": ("strategy.name=compressed", "strategy.reducer=gather", "model.width=256"),
+    "one per cent in two phases": ("strategy.name=compressed", "strategy.reducer=two_phase", "model.width=256"),
+    "factors": ("strategy.name=compressed", "strategy.compressor.name=power_sgd", "model.width=256"),
+}
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_a_runs_wire_bytes_are_what_the_worker_sent(launched, tmp_path, exchange):
     config = write_config(tmp_path)
-    options = ("model.width=128", "training.steps=8", f"strategy.name={strategy}", "data.sequence_length=8")
+    steps = 8 if exchange.startswith("ddp") else 30  # what workers exchange to meet must not weigh
+    options = (f"training.steps={steps}", "data.sequence_length=8", *EXCHANGES[exchange])
     counted, sent = launched(2, train_and_count, config, tmp_path / "run", *options)[0]
     assert counted == pytest.approx(sent, rel=0.03)
 
