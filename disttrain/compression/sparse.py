@@ -66,7 +66,9 @@ class Sparsifier(Compressor):
     def encode(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Floats ``[..., d]`` to uint8. Magnitudes rank NaN first, so that what is not finite is always among the kept."""
         kept, places = self.select(x, keys)
-        return torch.cat([self.values.encode(kept, keys), places], dim=-1)
+        # Other draws than those that chose the places: what was chosen by a large number would be rounded by it, too.
+        values_keys = None if keys is None else random.key(0, random.Stream.COMPRESSION, keys)
+        return torch.cat([self.values.encode(kept, values_keys), places], dim=-1)
 
     def decode(self, payload: Tensor, d: int) -> Tensor:
         """uint8 to floats, zero where nothing was kept."""
