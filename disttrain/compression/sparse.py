@@ -247,8 +247,9 @@ class RandK(Sparsifier):
         keys = needed(keys, self)
         kept = x.gather(-1, self._draw(keys, x.shape[-1]))
         bad = ~x.isfinite().all(-1, keepdim=True)  # chance may pass over what is not finite; the header must not
-        scale = x.shape[-1] / max(1, kept.shape[-1]) if self.unbiased else 1.0
-        return (kept * scale).masked_fill(bad, torch.nan), to_bytes(keys[..., None])
+        if self.unbiased:  # in float16 the product might overflow, and be rounded
+            kept = kept.to(torch.promote_types(x.dtype, torch.float32)) * (x.shape[-1] / max(1, kept.shape[-1]))
+        return kept.masked_fill(bad, torch.nan), to_bytes(keys[..., None])
 
     def places(self, part: Tensor, d: int) -> Tensor:
         """Drawn again."""
