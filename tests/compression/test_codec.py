@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disttrain.compression.codec import (
@@ -26,6 +26,7 @@ def integers(bits, *shape, seed=0):
 
 
 @pytest.mark.parametrize("bits", BITS)
+@settings(max_examples=30)
 @given(n=st.integers(0, 70), lead=st.sampled_from([(), (1,), (3,), (2, 2)]), seed=st.integers(0, 2**32))
 def test_what_is_packed_comes_out_again(bits, n, lead, seed):
     x = integers(bits, *lead, n, seed=seed)
@@ -36,6 +37,7 @@ def test_what_is_packed_comes_out_again(bits, n, lead, seed):
 
 
 @pytest.mark.parametrize("bits", BITS)
+@settings(max_examples=30)
 @given(n=st.integers(0, 40), seed=st.integers(0, 2**32))
 def test_the_first_integer_is_in_the_lowest_bits(bits, n, seed):
     x = integers(bits, n, seed=seed)

@@ -1,4 +1,4 @@
-"""What holds in expectation: means and second moments over many keys, within five standard errors, and how tight the bounds are."""
+"""What holds in expectation: means and second moments over many keys, to five standard errors; and how tight bounds are."""
 
 import pytest
 import torch
