@@ -45,6 +45,14 @@ def test_contracts_by_its_delta(compressor, data):
     check_contraction(compressor, data.draw(rows(compressor)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("compressor", DETERMINISTIC.values(), ids=DETERMINISTIC)
+def test_contracts_on_every_kind(compressor, kind):
+    """Drawn or not: what hypothesis may pass over in a few examples."""
+    x = KINDS[kind](gaussian(3, 3 * 97))
+    check_contraction(compressor, (x.clamp(-6e4, 6e4) if "fp16" in str(compressor) else x).float())
+
+
 @every
 @pytest.mark.parametrize("d", [100_000, 100_003])
 def test_a_hundred_thousand_entries(compressor, d):
@@ -149,6 +157,13 @@ def test_what_float16_cannot_hold_is_not_finite(name):
     y = decoded(COMPRESSORS[name], x)
     assert y[0].isnan().all()
     assert y[1].isfinite().all()
+
+
+def test_unbiased_rand_k_scales_in_float32():
+    """In float16, five times 60,000 is infinite, and five times 1 + 2⁻¹⁰ is not a number of it."""
+    x = torch.tensor([60_000.0, 1 + 2.0**-10, 1 + 2.0**-10, 60_000.0, 1.0], dtype=torch.float16)
+    y = decoded(COMPRESSORS["rand_k unbiased"], x.expand(20, -1))
+    assert set(y.unique().tolist()) == {0.0, 5.0, 5 * (1 + 2.0**-10), 300_000.0}
 
 
 @every
