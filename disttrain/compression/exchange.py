@@ -185,11 +185,11 @@ class TwoPhase(Exchange):
         """The mean of what a server has heard, ``[L, size, bytes]``, compressed: ``[L, bytes]``."""
         part = _part(each.unit, world.size)
         mean = self.compressor.decoded_sum(heard, part, weights, sum_dtype(each.x))
+        if self.remembers:
+            mean += each.old["server_error"]
         if each.unit.numel < world.size * part:  # what fills up the last parts is nobody's, whatever it decodes to
             entries = torch.arange(part, device=mean.device)
             mean *= world.ids.to(mean.device)[:, None] * part + entries < each.unit.numel
-        if self.remembers:
-            mean += each.old["server_error"]
         keys = None if each.keys is None else random.bits(each.keys, world.size + 1)[:, -1]
         payload = _encode(self.compressor, mean, keys, has_flag(heard, USED).any(-1))
         if self.remembers:

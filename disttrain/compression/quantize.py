@@ -56,7 +56,7 @@ class Cast(Compressor):
         return nan_unless_finite(values, payload)
 
     def bound(self, d: int) -> Bound:
-        """Relative errors are at most 2⁻⁹ (bf16) and 2⁻¹² (fp16, within its range); float32 counts as exact."""
+        """Relative errors are at most 2⁻⁸ (bf16) and 2⁻¹¹ (fp16, within its range); float32 counts as exact."""
         relative_error = torch.finfo(self._torch_dtype).eps / 2 if self._torch_dtype.itemsize < 4 else 0.0
         return Contraction(1 - relative_error**2)
 
@@ -95,8 +95,8 @@ class Int8(Blockwise):
     def encode(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Floats ``[..., d]`` to uint8."""
         blocks = self.blocks_of(x)
-        scales = blocks.abs().amax(-1) / INT8_MAX
-        integers = blocks.div_(scales.clamp_min(torch.finfo(torch.float32).tiny)[..., None]).round_().clamp_(-INT8_MAX, INT8_MAX)
+        scales = (blocks.abs().amax(-1) / INT8_MAX).clamp_min(torch.finfo(torch.float32).tiny)  # else a denormal, or 0 / 0
+        integers = blocks.div_(scales[..., None]).round_().clamp_(-INT8_MAX, INT8_MAX)
         return self.joined(scales, to_bytes(integers.nan_to_num_(0.0).to(torch.int8).flatten(-2)[..., : x.shape[-1]]))
 
     def decode(self, payload: Tensor, d: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,11 +36,6 @@ class ScaledSign(Blockwise):
         if self.block < 1:
             raise ValueError(f"block must be positive, got {self.block}")
 
-    @property
-    def nominal_delta(self) -> float:
-        """2/π, the share that Gaussian entries keep; the worst case, a single entry that is not zero, is 1 / block."""
-        return 2 / math.pi
-
     def payload_bytes(self, d: int) -> int:
         """Header, scales and d bits."""
         return HEADER_BYTES + SCALE_BYTES * self.num_blocks(d) + packed_bytes(d, 1)
@@ -61,7 +55,10 @@ class ScaledSign(Blockwise):
         return self.scaled(unpack(rest, d, 1).float().mul_(2).sub_(1), scales, payload)
 
     def bound(self, d: int) -> Bound:
-        """δ = ‖x‖₁² / (d‖x‖₂²) of a block, at least 1 / block."""
+        """δ = ‖x‖₁² / (d‖x‖₂²) of a block, at least 1 / block: a single entry that is not zero.
+
+        Gaussian entries keep 2/π, but what error feedback compresses is soon not Gaussian: EControl with η = 2/π diverges.
+        """
         return Contraction(1 / min(self.block, max(d, 1)))
 
 

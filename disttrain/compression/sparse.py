@@ -66,7 +66,9 @@ class Sparsifier(Compressor):
     def encode(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Floats ``[..., d]`` to uint8. Magnitudes rank NaN first, so that what is not finite is always among the kept."""
         kept, places = self.select(x, keys)
-        return torch.cat([self.values.encode(kept, keys), places], dim=-1)
+        # Other draws than those that chose the places: what was chosen by a large number would be rounded by it, too.
+        values_keys = None if keys is None else random.key(0, random.Stream.COMPRESSION, keys)
+        return torch.cat([self.values.encode(kept, values_keys), places], dim=-1)
 
     def decode(self, payload: Tensor, d: int) -> Tensor:
         """uint8 to floats, zero where nothing was kept."""
@@ -245,8 +247,9 @@ class RandK(Sparsifier):
         keys = needed(keys, self)
         kept = x.gather(-1, self._draw(keys, x.shape[-1]))
         bad = ~x.isfinite().all(-1, keepdim=True)  # chance may pass over what is not finite; the header must not
-        scale = x.shape[-1] / max(1, kept.shape[-1]) if self.unbiased else 1.0
-        return (kept * scale).masked_fill(bad, torch.nan), to_bytes(keys[..., None])
+        if self.unbiased:  # in float16 the product might overflow, and be rounded
+            kept = kept.to(torch.promote_types(x.dtype, torch.float32)) * (x.shape[-1] / max(1, kept.shape[-1]))
+        return kept.masked_fill(bad, torch.nan), to_bytes(keys[..., None])
 
     def places(self, part: Tensor, d: int) -> Tensor:
         """Drawn again."""
