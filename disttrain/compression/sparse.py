@@ -19,7 +19,7 @@ from torch import Tensor
 
 from disttrain import random
 from disttrain.compression.base import Bound, Compressor, CompressorConfig, Contraction, Variance, compressors
-from disttrain.compression.codec import FINITE, from_bytes, has_flag, pack, packed_bytes, to_bytes, unpack
+from disttrain.compression.codec import FINITE, all_finite, from_bytes, has_flag, pack, packed_bytes, to_bytes, unpack
 from disttrain.compression.quantize import QSGD, Cast, Int8, needed
 
 LARGEST_BLOCK = 65536
@@ -244,7 +244,7 @@ class RandK(Sparsifier):
         """The entries at drawn places, and the key."""
         keys = needed(keys, self)
         kept = x.gather(-1, self._draw(keys, x.shape[-1]))
-        bad = ~x.isfinite().all(-1, keepdim=True)  # chance may pass over what is not finite; the header must not
+        bad = ~all_finite(x)[..., None]  # chance may pass over what is not finite; the header must not
         scale = x.shape[-1] / max(1, kept.shape[-1]) if self.unbiased else 1.0
         return (kept * scale).masked_fill(bad, torch.nan), to_bytes(keys[..., None])
 
