@@ -10,6 +10,7 @@ What is kept is itself a vector, which another compressor encodes: rounded to bf
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -24,6 +25,8 @@ from disttrain.compression.quantize import QSGD, Cast, Int8, needed
 
 LARGEST_BLOCK = 65536
 KEY_BYTES = 8
+DRAWN_AT_ONCE = 2**16
+"""Numbers, so that they stay in a CPU's caches."""
 BF16, FP32 = Cast("bf16"), Cast("fp32")
 
 
@@ -260,7 +263,28 @@ class RandK(Sparsifier):
 
     def _draw(self, keys: Tensor, d: int) -> Tensor:
         # Hashes of 63 bits: equal ones, which would make the draw depend on topk's ties, do not happen.
-        return random.bits(keys, d).topk(self.kept(d), dim=-1, sorted=False).indices.sort(-1).values
+        if d <= DRAWN_AT_ONCE or not keys.numel():
+            return random.bits(keys, d).topk(self.kept(d), dim=-1, sorted=False).indices.sort(-1).values
+        if keys.dim():
+            return torch.stack([self._draw(key, d) for key in keys])
+        draws, places = _likely_draws(keys, d, self.kept(d))
+        return places[draws.topk(self.kept(d), sorted=False).indices].sort().values
+
+
+def _likely_draws(key: Tensor, d: int, k: int) -> tuple[Tensor, Tensor]:
+    """Of d draws all that are large, at least k of them, and their places: a selection from few instead of from d."""
+    expected = min(d, k + 8 * math.sqrt(k) + 16)  # fewer than k are as rare as eight standard deviations
+    while True:
+        least = 2**63 - int(2**63 * (expected / d))
+        draws, places = [], []
+        for start in range(0, d, DRAWN_AT_ONCE):
+            some = random.bits(key, min(DRAWN_AT_ONCE, d - start), start)
+            large = (some >= least).nonzero()[:, 0]
+            draws.append(some[large])
+            places.append(large + start)
+        if sum(len(each) for each in draws) >= k:
+            return torch.cat(draws), torch.cat(places)
+        expected = d
 
 
 def Compose(sparsifier: Sparsifier, quantizer: Compressor) -> Sparsifier:  # noqa: N802 - a compressor made of two
