@@ -109,3 +109,9 @@ def test_streams_keep_their_numbers():
 def test_narrow_tensors_are_refused(dtype):
     with pytest.raises(TypeError, match=str(dtype)):
         key(0, Stream.INIT, 0, torch.zeros(2, dtype=dtype))
+
+
+def test_draws_may_begin_anywhere():
+    keys = torch.tensor([3, 4])
+    assert torch.equal(random.bits(keys, 5, start=7), random.bits(keys, 12)[:, 7:])
+    assert torch.equal(random.uniform(keys, 5, start=7), random.uniform(keys, 12)[:, 7:])
