@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disttrain import random
 from disttrain.random import Stream, generator, key
 
 words = st.integers(-(2**63), 2**63 - 1)
