@@ -75,17 +75,23 @@ def generator(seed: int, stream: int, round: int = 0, worker: int = 0) -> torch.
     return torch.Generator().manual_seed(key(seed, stream, round, worker))
 
 
-def bits(keys: Tensor, n: int) -> Tensor:
-    """n draws for each key: int64 ``[...]`` to int64 ``[..., n]``, uniform in [0, 2⁶³), the same on every device."""
-    numbers = torch.arange(n, dtype=torch.int64, device=keys.device)
+def bits(keys: Tensor, n: int, start: int = 0) -> Tensor:
+    """n draws for each key: int64 ``[...]`` to int64 ``[..., n]``, uniform in [0, 2⁶³), the same on every device.
+
+    Args:
+        keys: of the draws.
+        n: how many.
+        start: how many more are passed over before, so that a long vector can be drawn in pieces.
+    """
+    numbers = torch.arange(start, start + n, dtype=torch.int64, device=keys.device)
     drawn = _absorb(keys[..., None], numbers)
     assert isinstance(drawn, Tensor)
     return drawn & 0x7FFF_FFFF_FFFF_FFFF
 
 
-def uniform(keys: Tensor, n: int) -> Tensor:
-    """n draws for each key: int64 ``[...]`` to float32 ``[..., n]``, uniform multiples of 2⁻²⁴ in [0, 1)."""
-    return (bits(keys, n) >> 39).float().mul_(2.0**-24)
+def uniform(keys: Tensor, n: int, start: int = 0) -> Tensor:
+    """n draws for each key: int64 ``[...]`` to float32 ``[..., n]``, uniform multiples of 2⁻²⁴ in [0, 1); as in `bits`."""
+    return (bits(keys, n, start) >> 39).float().mul_(2.0**-24)
 
 
 def _wrap(x: Word) -> Word:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disttrain import random
 from disttrain.random import Stream, generator, key
 
 words = st.integers(-(2**63), 2**63 - 1)
@@ -102,10 +103,17 @@ def test_a_generator_leaves_the_global_one_alone():
 
 
 def test_streams_keep_their_numbers():
-    assert {stream.name: int(stream) for stream in Stream} == {"INIT": 0, "DATA": 1, "WORKER": 2, "ORDER": 3, "PARTITION": 4}
+    names = ["INIT", "DATA", "WORKER", "ORDER", "PARTITION", "COMPRESSION"]
+    assert {stream.name: int(stream) for stream in Stream} == {name: number for number, name in enumerate(names)}
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
 def test_narrow_tensors_are_refused(dtype):
     with pytest.raises(TypeError, match=str(dtype)):
         key(0, Stream.INIT, 0, torch.zeros(2, dtype=dtype))
+
+
+def test_draws_may_begin_anywhere():
+    keys = torch.tensor([3, 4])
+    assert torch.equal(random.bits(keys, 5, start=7), random.bits(keys, 12)[:, 7:])
+    assert torch.equal(random.uniform(keys, 5, start=7), random.uniform(keys, 12)[:, 7:])

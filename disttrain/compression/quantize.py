@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from disttrain import random
 from disttrain.compression.base import Bound, Compressor, CompressorConfig, Contraction, Variance, compressors
-from disttrain.compression.blockwise import SCALE_BYTES, Blockwise
-from disttrain.compression.codec import HEADER_BYTES, from_bytes, header, nan_unless_finite, pack, packed_bytes, to_bytes, unpack
+from disttrain.compression.blockwise import Blockwise
+from disttrain.compression.codec import HEADER_BYTES, all_finite, from_bytes, header, nan_unless_finite, pack, to_bytes, unpack
+from disttrain.compression.piecewise import Piecewise, pieces
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 INT8_MAX = 127
 
 
 @dataclass(frozen=True)
-class Cast(Compressor):
+class Cast(Piecewise):
     """Every entry rounded to another float: ``bf16`` (8 bits of precision, float32's range) or ``fp16`` (11, up to 65,504).
 
     Payload: header, then d floats. ``fp32`` and ``fp64`` are for values that others have chosen, and for tests.
@@ -46,14 +46,30 @@ class Cast(Compressor):
 
     def encode(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """Floats ``[..., d]`` to uint8."""
-        rounded = x.to(self._torch_dtype)
-        return torch.cat([header(rounded.isfinite().all(-1)), to_bytes(rounded)], dim=-1)
+        d, size = x.shape[-1], self._torch_dtype.itemsize
+        payload = torch.empty(*x.shape[:-1], self.payload_bytes(d), dtype=torch.uint8, device=x.device)
+        finite = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
+        for piece in pieces(x, d):
+            rounded = x[..., piece].to(self._torch_dtype)
+            finite &= all_finite(rounded)
+            payload[..., HEADER_BYTES + size * piece.start : HEADER_BYTES + size * piece.stop] = to_bytes(rounded)
+        payload[..., :HEADER_BYTES] = header(finite)
+        return payload
 
     def decode(self, payload: Tensor, d: int) -> Tensor:
+        """uint8 to floats ``[..., d]``, in one piece, which saves a copy."""
+        return self.decode_piece(payload, d, slice(0, d))
+
+    def decode_piece(self, payload: Tensor, d: int, piece: slice) -> Tensor:
         """uint8 to float32 (of fp64: float64)."""
-        values = from_bytes(payload[..., HEADER_BYTES:], self._torch_dtype)
-        values = values.to(torch.promote_types(values.dtype, torch.float32))
-        return nan_unless_finite(values, payload)
+        size = self._torch_dtype.itemsize
+        part = payload[..., HEADER_BYTES + size * piece.start : HEADER_BYTES + size * piece.stop]
+        return nan_unless_finite(from_bytes(part, self._torch_dtype).to(self.decoded_dtype), payload)
+
+    @property
+    def decoded_dtype(self) -> torch.dtype:
+        """float32 (of fp64: float64)."""
+        return torch.promote_types(self._torch_dtype, torch.float32)
 
     def bound(self, d: int) -> Bound:
         """Relative errors are at most 2⁻⁸ (bf16) and 2⁻¹¹ (fp16, within its range); float32 counts as exact."""
@@ -83,26 +99,22 @@ class Int8(Blockwise):
     """
 
     block: int = 256
+    bits: ClassVar[int] = 8  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         if not 1 <= self.block <= 4096:
             raise ValueError(f"block must be from 1 to 4096, got {self.block}")
 
-    def payload_bytes(self, d: int) -> int:
-        """Header, scales and d bytes."""
-        return HEADER_BYTES + SCALE_BYTES * self.num_blocks(d) + d
-
-    def encode(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Floats ``[..., d]`` to uint8."""
+    def quantize(self, x: Tensor, keys: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
+        """Largest magnitudes / 127, and a byte for each entry."""
         blocks = self.blocks_of(x)
         scales = (blocks.abs().amax(-1) / INT8_MAX).clamp_min(torch.finfo(torch.float32).tiny)  # else a denormal, or 0 / 0
-        integers = blocks.div_(scales[..., None]).round_().clamp_(-INT8_MAX, INT8_MAX)
-        return self.joined(scales, to_bytes(integers.nan_to_num_(0.0).to(torch.int8).flatten(-2)[..., : x.shape[-1]]))
+        integers = (blocks / scales[..., None]).round_().clamp_(-INT8_MAX, INT8_MAX)
+        return scales, integers.nan_to_num_(0.0).to(torch.int8).flatten(-2)[..., : x.shape[-1]].view(torch.uint8)
 
-    def decode(self, payload: Tensor, d: int) -> Tensor:
-        """uint8 to float32."""
-        scales, rest = self.split(payload, d)
-        return self.scaled(from_bytes(rest, torch.int8), scales, payload)
+    def expand(self, packed: Tensor, m: int) -> Tensor:
+        """The bytes."""
+        return packed.view(torch.int8).float()
 
     def bound(self, d: int) -> Bound:
         """An entry is off by half a step, and the block has at least the energy of its largest: 1 − δ = block / (4 · 127²)."""
@@ -133,30 +145,24 @@ class QSGD(Blockwise):
             raise ValueError(f"bits must be 2, 4 or 8 and block positive, got bits={self.bits}, block={self.block}")
 
     @property
-    def levels(self) -> int:
+    def levels(self) -> int:  # type: ignore[override]
         """s, the number of levels above zero."""
         return int(2 ** (self.bits - 1) - 1)
 
-    def payload_bytes(self, d: int) -> int:
-        """Header, norms and d integers."""
-        return HEADER_BYTES + SCALE_BYTES * self.num_blocks(d) + packed_bytes(d, self.bits)
-
-    def encode(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Floats ``[..., d]`` to uint8; draws d numbers for each of the ``keys [...]``."""
-        blocks, d = self.blocks_of(x), x.shape[-1]
+    def quantize(self, x: Tensor, keys: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
+        """Norms, and ``bits`` for each entry; draws a number for each of them and each of the ``keys [...]``."""
+        blocks, m = self.blocks_of(x), x.shape[-1]
         tiny = torch.finfo(torch.float32).tiny
         largest = blocks.abs().amax(-1, keepdim=True).clamp_min(tiny)
         norms = largest * torch.linalg.vector_norm(blocks / largest, dim=-1, keepdim=True)  # squares of 1e30 overflow
-        draws = F.pad(random.uniform(needed(keys, self), d), (0, -d % self.block)).unflatten(-1, (-1, self.block))
+        draws = self.blocks_of(random.uniform(needed(keys, self), m, start))
         steps = (blocks.abs() / norms.clamp_min(tiny)).mul_(self.levels).add_(draws).floor_().clamp_(max=self.levels)
-        integers = steps.copysign(blocks).nan_to_num_(0.0).flatten(-2)[..., :d] + (self.levels + 1)
-        return self.joined(norms[..., 0], pack(integers.to(torch.uint8), self.bits))
+        integers = steps.copysign(blocks).nan_to_num_(0.0).flatten(-2)[..., :m] + (self.levels + 1)
+        return norms[..., 0], pack(integers.to(torch.uint8), self.bits)
 
-    def decode(self, payload: Tensor, d: int) -> Tensor:
-        """uint8 to float32."""
-        norms, rest = self.split(payload, d)
-        integers = unpack(rest, d, self.bits).to(torch.int16) - (self.levels + 1)
-        return self.scaled(integers, norms / self.levels, payload)
+    def expand(self, packed: Tensor, m: int) -> Tensor:
+        """Levels, with their sign."""
+        return unpack(packed, m, self.bits).float().sub_(self.levels + 1)
 
     def bound(self, d: int) -> Bound:
         """ω = min(c / 4s², √c / s) in blocks of c entries: a Bernoulli draw has a variance of at most 1/4, and of its mean."""

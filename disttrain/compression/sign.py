@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from disttrain.compression.base import Bound, CompressorConfig, Contraction, compressors
-from disttrain.compression.blockwise import SCALE_BYTES, Blockwise
-from disttrain.compression.codec import HEADER_BYTES, pack, packed_bytes, unpack
+from disttrain.compression.blockwise import Blockwise
+from disttrain.compression.codec import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -31,28 +31,23 @@ class ScaledSign(Blockwise):
     """
 
     block: int = 1024
+    bits: ClassVar[int] = 1  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         if self.block < 1:
             raise ValueError(f"block must be positive, got {self.block}")
 
-    def payload_bytes(self, d: int) -> int:
-        """Header, scales and d bits."""
-        return HEADER_BYTES + SCALE_BYTES * self.num_blocks(d) + packed_bytes(d, 1)
+    def quantize(self, x: Tensor, keys: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
+        """Mean magnitudes, and one bit for each entry."""
+        sums = self.blocks_of(x).abs().sum(-1)
+        entries = torch.full(sums.shape[-1:], float(self.block), device=x.device)
+        if tail := x.shape[-1] % self.block:
+            entries[-1] = tail
+        return sums / entries, pack(x >= 0, 1)
 
-    def encode(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """Floats ``[..., d]`` to uint8."""
-        d = x.shape[-1]
-        entries = torch.full((self.num_blocks(d),), float(self.block), device=x.device)
-        if d % self.block:
-            entries[-1] = d % self.block
-        scales = self.blocks_of(x).abs().sum(-1) / entries
-        return self.joined(scales, pack(x >= 0, 1))
-
-    def decode(self, payload: Tensor, d: int) -> Tensor:
-        """uint8 to float32."""
-        scales, rest = self.split(payload, d)
-        return self.scaled(unpack(rest, d, 1).float().mul_(2).sub_(1), scales, payload)
+    def expand(self, packed: Tensor, m: int) -> Tensor:
+        """Plus or minus one."""
+        return unpack(packed, m, 1).float().mul_(2).sub_(1)
 
     def bound(self, d: int) -> Bound:
         """δ = ‖x‖₁² / (d‖x‖₂²) of a block, at least 1 / block: a single entry that is not zero.

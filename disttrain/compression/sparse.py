@@ -10,6 +10,7 @@ What is kept is itself a vector, which another compressor encodes: rounded to bf
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -19,11 +20,13 @@ from torch import Tensor
 
 from disttrain import random
 from disttrain.compression.base import Bound, Compressor, CompressorConfig, Contraction, Variance, compressors
-from disttrain.compression.codec import FINITE, from_bytes, has_flag, pack, packed_bytes, to_bytes, unpack
+from disttrain.compression.codec import FINITE, all_finite, from_bytes, has_flag, pack, packed_bytes, to_bytes, unpack
 from disttrain.compression.quantize import QSGD, Cast, Int8, needed
 
 LARGEST_BLOCK = 65536
 KEY_BYTES = 8
+DRAWN_AT_ONCE = 2**16
+"""Numbers, so that they stay in a CPU's caches."""
 BF16, FP32 = Cast("bf16"), Cast("fp32")
 
 
@@ -246,7 +249,7 @@ class RandK(Sparsifier):
         """The entries at drawn places, and the key."""
         keys = needed(keys, self)
         kept = x.gather(-1, self._draw(keys, x.shape[-1]))
-        bad = ~x.isfinite().all(-1, keepdim=True)  # chance may pass over what is not finite; the header must not
+        bad = ~all_finite(x)[..., None]  # chance may pass over what is not finite; the header must not
         if self.unbiased:  # in float16 the product might overflow, and be rounded
             kept = kept.to(torch.promote_types(x.dtype, torch.float32)) * (x.shape[-1] / max(1, kept.shape[-1]))
         return kept.masked_fill(bad, torch.nan), to_bytes(keys[..., None])
@@ -263,7 +266,28 @@ class RandK(Sparsifier):
 
     def _draw(self, keys: Tensor, d: int) -> Tensor:
         # Hashes of 63 bits: equal ones, which would make the draw depend on topk's ties, do not happen.
-        return random.bits(keys, d).topk(self.kept(d), dim=-1, sorted=False).indices.sort(-1).values
+        if d <= DRAWN_AT_ONCE or not keys.numel():
+            return random.bits(keys, d).topk(self.kept(d), dim=-1, sorted=False).indices.sort(-1).values
+        if keys.dim():
+            return torch.stack([self._draw(key, d) for key in keys])
+        draws, places = _likely_draws(keys, d, self.kept(d))
+        return places[draws.topk(self.kept(d), sorted=False).indices].sort().values
+
+
+def _likely_draws(key: Tensor, d: int, k: int) -> tuple[Tensor, Tensor]:
+    """Of d draws all that are large, at least k of them, and their places: a selection from few instead of from d."""
+    expected = min(d, k + 8 * math.sqrt(k) + 16)  # fewer than k are as rare as eight standard deviations
+    while True:
+        least = 2**63 - int(2**63 * (expected / d))
+        draws, places = [], []
+        for start in range(0, d, DRAWN_AT_ONCE):
+            some = random.bits(key, min(DRAWN_AT_ONCE, d - start), start)
+            large = (some >= least).nonzero()[:, 0]
+            draws.append(some[large])
+            places.append(large + start)
+        if sum(len(each) for each in draws) >= k:
+            return torch.cat(draws), torch.cat(places)
+        expected = d
 
 
 def Compose(sparsifier: Sparsifier, quantizer: Compressor) -> Sparsifier:  # noqa: N802 - a compressor made of two
