@@ -108,7 +108,7 @@ def test_an_eta_beyond_the_guard_diverges_and_is_refused():
         method = reference.EControl(top_1, agreeing(ONES).numpy(), 1.0)
         with np.errstate(all="ignore"):
             way = reference.descend(method, lambda x: disagreeing_numpy(x) - B.numpy(), np.ones(3), gamma, 3000)
-        assert not np.linalg.norm(way[-1]) < 1e6
+            assert not np.linalg.norm(way[-1]) < 1e6
     with pytest.raises(ValueError, match=r"eta=1 feeds back more than the compressor can send.* eta ≤ 2δ = 0.6667"):
         Compressed(TOP_1, EControl(1.0))
     assert Compressed(TOP_1, EControl(2 / 3)).feedback == EControl(2 / 3)
