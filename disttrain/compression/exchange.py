@@ -55,6 +55,9 @@ class Outcome:
         self.own(out, scale)
 
 
+SERVER_ERROR = "server_error"
+
+
 class Exchange:
     """How proposals become outcomes; states of its own are declared like those of a feedback."""
 
@@ -83,10 +86,6 @@ class Exchange:
             weights: ``[size]``, how much each worker counts, 1 in the mean.
         """
         raise NotImplementedError(f"{type(self).__name__} must define run()")
-
-    def resize(self, kind: str, unit: Unit, saved: Sequence[Tensor], num_workers: int, ids: Tensor) -> Tensor:
-        """A local state ``[L, entries]`` for another number of workers, of every saved worker's ``[entries]``."""
-        raise NotImplementedError(f"{type(self).__name__} has no state {kind}")
 
 
 @dataclass(frozen=True)
@@ -143,15 +142,15 @@ class TwoPhase(Exchange):
     @property
     def local(self) -> tuple[str, ...]:  # type: ignore[override]
         """A server's error, of its part."""
-        return ("server_error",) if self.remembers else ()
+        return (SERVER_ERROR,) if self.remembers else ()
 
     def sizes(self, unit: Unit, num_workers: int) -> Mapping[str, int]:
         """A part each."""
-        return {kind: _part(unit, num_workers) for kind in self.local}
+        return {kind: part_of(unit, num_workers) for kind in self.local}
 
     def wire_bytes(self, units: Sequence[Unit], num_workers: int) -> int:
         """An all-to-all of all parts' payloads, and a ring all-gather of one's."""
-        part = sum(self.compressor.payload_bytes(_part(unit, num_workers)) for unit in units)
+        part = sum(self.compressor.payload_bytes(part_of(unit, num_workers)) for unit in units)
         return transpose_wire_bytes(num_workers * part, num_workers) + all_gather_wire_bytes(part, num_workers)
 
     def run(self, world: World, proposals: Sequence[Proposal], weights: Tensor) -> list[Outcome]:
@@ -163,38 +162,32 @@ class TwoPhase(Exchange):
         everybody = world.gather(torch.cat(seconds, dim=-1))[0].split(sizes, dim=-1)  # [size, bytes]
         outcomes = []
         for each, first, part in zip(proposals, firsts, everybody, strict=True):
-            parts = self.compressor.decode(part, _part(each.unit, world.size))
+            parts = self.compressor.decode(part, part_of(each.unit, world.size))
             mean = parts.flatten()[None, : each.unit.numel].to(sum_dtype(each.x))
             own = partial(self._add_own, first)
             outcomes.append(Outcome(mean, has_flag(part, FINITE).all(), has_flag(part, USED).any(), own))
         return outcomes
 
-    def resize(self, kind: str, unit: Unit, saved: Sequence[Tensor], num_workers: int, ids: Tensor) -> Tensor:
-        """The servers' errors are parts of one vector, which is cut anew."""
-        whole = torch.cat(list(saved))[: unit.numel]
-        part = _part(unit, num_workers)
-        return F.pad(whole, (0, num_workers * part - unit.numel)).view(num_workers, part)[ids]
-
     def _first(self, each: Proposal, size: int) -> Tensor:
         """What every server is sent, ``[L, size, bytes]``."""
-        parts = _parts(each.x, _part(each.unit, size), size)
+        parts = cut(each.x, part_of(each.unit, size), size)
         keys = None if each.keys is None else random.bits(each.keys, size)
         return _encode(self.compressor, parts, keys, None if each.used is None else each.used[:, None])
 
     def _second(self, each: Proposal, heard: Tensor, weights: Tensor, world: World) -> Tensor:
         """The mean of what a server has heard, ``[L, size, bytes]``, compressed: ``[L, bytes]``."""
-        part = _part(each.unit, world.size)
+        part = part_of(each.unit, world.size)
         mean = self.compressor.decoded_sum(heard, part, weights, sum_dtype(each.x))
         if self.remembers:
-            mean += each.old["server_error"]
+            mean += each.old[SERVER_ERROR]
         if each.unit.numel < world.size * part:  # what fills up the last parts is nobody's, whatever it decodes to
             entries = torch.arange(part, device=mean.device)
             mean *= world.ids.to(mean.device)[:, None] * part + entries < each.unit.numel
         keys = None if each.keys is None else random.bits(each.keys, world.size + 1)[:, -1]
         payload = _encode(self.compressor, mean, keys, has_flag(heard, USED).any(-1))
         if self.remembers:
-            each.new["server_error"].copy_(mean)
-            self.compressor.add_decoded_(each.new["server_error"], payload, -1.0)
+            each.new[SERVER_ERROR].copy_(mean)
+            self.compressor.add_decoded_(each.new[SERVER_ERROR], payload, -1.0)
         return payload
 
     def _add_own(self, first: Tensor, out: Tensor, scale: float) -> None:
@@ -252,11 +245,18 @@ def sum_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _part(unit: Unit, num_workers: int) -> int:
-    """Entries of the part that one worker averages."""
+def part_of(unit: Unit, num_workers: int) -> int:
+    """Entries of the part of a parameter that one worker averages in two phases."""
     return -(-unit.numel // num_workers)
 
 
-def _parts(x: Tensor, part: int, num_workers: int) -> Tensor:
+def cut(x: Tensor, part: int, num_workers: int) -> Tensor:
     """``[L, d]`` cut into ``[L, num_workers, part]``, zeros after the end."""
     return F.pad(x, (0, num_workers * part - x.shape[-1])).view(*x.shape[:-1], num_workers, part)
+
+
+def joined(units: Sequence[Unit], parts_by_worker: Sequence[Tensor]) -> list[Tensor]:
+    """Every parameter's ``[d]`` from all workers' parts of all parameters, one after the other in each."""
+    num_workers = len(parts_by_worker)
+    by_unit = zip(*(each.split([part_of(unit, num_workers) for unit in units]) for each in parts_by_worker), strict=True)
+    return [torch.cat(own)[: unit.numel] for unit, own in zip(units, by_unit, strict=True)]

@@ -15,7 +15,18 @@ from torch import Tensor
 
 from disttrain import random
 from disttrain.compression.base import Compressor, CompressorConfig, compressors
-from disttrain.compression.exchange import AllReduce, Exchange, Gather, Outcome, Proposal, TwoPhase
+from disttrain.compression.exchange import (
+    SERVER_ERROR,
+    AllReduce,
+    Exchange,
+    Gather,
+    Outcome,
+    Proposal,
+    TwoPhase,
+    cut,
+    joined,
+    part_of,
+)
 from disttrain.compression.feedback import EF14, EF14Config, Feedback, FeedbackConfig, feedbacks
 from disttrain.compression.memory import Memory
 from disttrain.compression.power_sgd import PowerSGD
@@ -179,24 +190,22 @@ class Compressed(Strategy):
 
     def adopt(self, saved: Sequence[Mapping[str, Tensor]]) -> None:
         """Take over errors and estimates of another number of workers: their means, on which alone the mean gradient depends."""
-        for kind, states in self.local.items():
-            if kind in self.feedback.means:
-                states.copy_(self.memory.now[self.feedback.means[kind]])
-            elif kind in self.feedback.local:
-                states.copy_(torch.stack([each[kind][0] for each in saved]).mean(0))
-            elif kind in saved[0]:  # with another number of workers, `auto` may have chosen otherwise
-                states.copy_(self._recut(kind, [each[kind][0] for each in saved]))
+        for kind in self.feedback.local:
+            mean = self.feedback.means.get(kind)
+            everybody = torch.stack([each[kind][0] for each in saved]).mean(0) if mean is None else self.memory.now[mean]
+            self.memory.now[kind].copy_(everybody)
+        if SERVER_ERROR in saved[0] and not self.feedback.means:  # estimates that begin as their mean have no such error
+            for unit, whole in zip(
+                self.layout.units, joined(self.layout.units, [each[SERVER_ERROR][0] for each in saved]), strict=True
+            ):
+                self._adopt_server_error(self.memory.of(unit)[0], part_of(unit, self.world.size), whole)
 
-    def _recut(self, kind: str, saved: Sequence[Tensor]) -> Tensor:
-        """An exchange's own state ``[L, entries]`` of all parameters, for this number of workers."""
-        units = self.layout.units
-        sizes = [self.exchange.sizes(unit, len(saved))[kind] for unit in units]
-        by_unit = zip(*(each.split(sizes) for each in saved), strict=True)
-        parts = [
-            self.exchange.resize(kind, unit, rows, self.world.size, self.world.ids)
-            for unit, rows in zip(units, by_unit, strict=True)
-        ]
-        return torch.cat(parts, dim=-1)
+    def _adopt_server_error(self, state: Mapping[str, Tensor], part: int, whole: Tensor) -> None:
+        """Cut a parameter's ``[d]`` anew; if payloads are gathered now, every worker adds it to its own error."""
+        if SERVER_ERROR in state:
+            state[SERVER_ERROR].copy_(cut(whole, part, self.world.size)[self.world.ids])
+        else:
+            state["error"].add_(whole)
 
     @property
     def temporary_copies(self) -> float:
