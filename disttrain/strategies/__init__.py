@@ -1,5 +1,6 @@
 """What the workers exchange, and when. Every strategy is one file beside this one and one import below."""
 
+from disttrain.strategies.bare import GradientCompression, compress_gradients
 from disttrain.strategies.base import Strategy, StrategyConfig, strategies
 from disttrain.strategies.compressed import Compressed, CompressedConfig
 from disttrain.strategies.ddp import DDP, DDPCastConfig, DDPConfig
@@ -11,8 +12,10 @@ __all__ = [
     "CompressedConfig",
     "DDPCastConfig",
     "DDPConfig",
+    "GradientCompression",
     "LocalConfig",
     "Strategy",
     "StrategyConfig",
+    "compress_gradients",
     "strategies",
 ]

@@ -11,9 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from disttrain.compression import EF14, EF21, EF21SGDM, BlockTopK, EControl, Feedback, Identity, ScaledSign, TopK
 from disttrain.compression.reduce import Dense
-from disttrain.strategies import DDP, Compressed
+from disttrain.strategies import DDP, Compressed, compress_gradients
 from disttrain.strategies.attach import StrategyOptimizer, attach
-from disttrain.strategies.bare import compress_gradients
 
 STEPS = 8
 TOP = BlockTopK(2, 16)
