@@ -63,8 +63,13 @@ class Blockwise(Piecewise):
         values[..., m - tail :].mul_(steps[..., m // self.block :])  # of one shorter block, or none
         return values
 
-    def blocks_of(self, x: Tensor) -> Tensor:
-        """``[..., m]`` to float32 ``[..., blocks, block]``, zeros after the end."""
+    def blocks_of(self, x: Tensor, start: int) -> Tensor:
+        """``[..., m]``, which begins at entry ``start``, to float32 ``[..., blocks, block]``, zeros after the end.
+
+        A vector shorter than a block stays so: thousands of simulated workers' parts of a few entries would fill the memory.
+        """
+        if start == 0 and 0 < x.shape[-1] < self.block:  # a shorter last block, by contrast, is summed as if in a longer piece
+            return x.float().contiguous()[..., None, :]
         padding = -x.shape[-1] % self.block
         padded: Tensor = F.pad(x.float(), (0, padding)) if padding else x.float()  # without padding, pad() would copy
         return padded.view(*x.shape[:-1], -1, self.block)

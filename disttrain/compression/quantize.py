@@ -107,7 +107,7 @@ class Int8(Blockwise):
 
     def quantize(self, x: Tensor, keys: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
         """Largest magnitudes / 127, and a byte for each entry."""
-        blocks = self.blocks_of(x)
+        blocks = self.blocks_of(x, start)
         scales = (blocks.abs().amax(-1) / INT8_MAX).clamp_min(torch.finfo(torch.float32).tiny)  # else a denormal, or 0 / 0
         integers = (blocks / scales[..., None]).round_().clamp_(-INT8_MAX, INT8_MAX)
         return scales, integers.nan_to_num_(0.0).to(torch.int8).flatten(-2)[..., : x.shape[-1]].view(torch.uint8)
@@ -151,11 +151,11 @@ class QSGD(Blockwise):
 
     def quantize(self, x: Tensor, keys: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
         """Norms, and ``bits`` for each entry; draws a number for each of them and each of the ``keys [...]``."""
-        blocks, m = self.blocks_of(x), x.shape[-1]
+        blocks, m = self.blocks_of(x, start), x.shape[-1]
         tiny = torch.finfo(torch.float32).tiny
         largest = blocks.abs().amax(-1, keepdim=True).clamp_min(tiny)
         norms = largest * torch.linalg.vector_norm(blocks / largest, dim=-1, keepdim=True)  # squares of 1e30 overflow
-        draws = self.blocks_of(random.uniform(needed(keys, self), m, start))
+        draws = self.blocks_of(random.uniform(needed(keys, self), m, start), start)
         steps = (blocks.abs() / norms.clamp_min(tiny)).mul_(self.levels).add_(draws).floor_().clamp_(max=self.levels)
         integers = steps.copysign(blocks).nan_to_num_(0.0).flatten(-2)[..., :m] + (self.levels + 1)
         return norms[..., 0], pack(integers.to(torch.uint8), self.bits)

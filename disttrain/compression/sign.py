@@ -39,7 +39,7 @@ class ScaledSign(Blockwise):
 
     def quantize(self, x: Tensor, keys: Tensor | None, start: int) -> tuple[Tensor, Tensor]:
         """Mean magnitudes, and one bit for each entry."""
-        sums = self.blocks_of(x).abs().sum(-1)
+        sums = self.blocks_of(x, start).abs().sum(-1)
         entries = torch.full(sums.shape[-1:], float(self.block), device=x.device)
         if tail := x.shape[-1] % self.block:
             entries[-1] = tail
