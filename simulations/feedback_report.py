@@ -1,0 +1,209 @@
+"""What error_feedback.py found, in tables and plain sentences."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from feedback_claims import LOGISTIC_TARGET, STEP_TARGET, Floor, LargerStep
+from feedback_descent import Descent
+from feedback_trainings import Result
+
+TITLES = {"dense": "dense (ddp)", "none": "no feedback", "ef14": "EF14", "ef21_sgdm": "EF21-SGDM", "econtrol": "EControl"}
+CLOSE_POINTS = 0.5
+"""Of accuracy, that EF14 may be below dense."""
+
+
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines])
+
+
+def count(value: float, unit: str = "") -> str:
+    """A number of rounds or bits; a dash if it is infinite."""
+    return "–" if math.isinf(value) else f"{value:,.0f}{unit}"
+
+
+# --- logistic regression -----------------------------------------------------------------------------------------------------
+
+
+def logistic_table(descents: Sequence[Descent]) -> str:
+    """Bits to the target, and where each came to rest."""
+    heads = ["logistic regression", "step / theory", f"rounds to {LOGISTIC_TARGET:g}", "kbit sent by then", "‖∇f‖² at the end"]
+    return markdown(heads, [
+        [each.title, f"{each.multiple:g}", count(each.rounds_to(LOGISTIC_TARGET)),
+         count(each.bits_to(LOGISTIC_TARGET) / 1000), f"{each.floor:.1e}"]
+        for each in descents
+    ])  # fmt: skip
+
+
+def logistic_sentences(descents: Sequence[Descent]) -> list[str]:
+    """On the claims of the EF21 and the EControl papers."""
+    by_title = {each.title: each for each in descents}
+    dense_bits = by_title["dense"].bits_to(LOGISTIC_TARGET)
+    sentences = []
+    for title, paper in (("EF21", "arXiv 2106.05203"), ("EControl", "arXiv 2311.05645")):
+        each, stuck = by_title[title], by_title["EF14"].floor
+        if math.isinf(each.bits_to(LOGISTIC_TARGET)):
+            sentences.append(f"{title} is exact where workers' data differ ({paper}): not so here, it ended at {each.floor:.1e}.")
+        else:
+            sentences.append(
+                f"{title} is exact where workers' data differ ({paper}): so it is, ‖∇f‖² ≤ {LOGISTIC_TARGET:g} after "
+                f"{dense_bits / each.bits_to(LOGISTIC_TARGET):.1f} times fewer bits than dense descent; the best EF14 ended at "
+                f"{stuck:.1e}, top-1 without feedback at {by_title['no feedback'].floor:.1e}."
+            )
+    return sentences
+
+
+def step_table(steps: Sequence[LargerStep]) -> str:
+    """EF21 at both proven step sizes."""
+    heads = ["shards by", "γ, quadratic mean", "γ, arithmetic mean", "ratio", f"rounds to {STEP_TARGET:g}", "and", "EF21-W"]
+    return markdown(heads, [
+        [each.sharded_by, f"{each.quadratic:.3e}", f"{each.arithmetic:.3e}", f"{each.arithmetic / each.quadratic:.3f}",
+         count(each.quadratic_rounds), count(each.arithmetic_rounds), count(each.weighted_rounds)]
+        for each in steps
+    ])  # fmt: skip
+
+
+def step_sentences(steps: Sequence[LargerStep]) -> list[str]:
+    """On the claim of the EF21-W paper."""
+    return [
+        f"EF21-W's larger step (arXiv 2402.10774), shards by {each.sharded_by}: {each.arithmetic / each.quadratic:.3f} times "
+        f"EF21's, and {each.quadratic_rounds / each.arithmetic_rounds:.3f} times fewer rounds to ‖∇f‖² ≤ {STEP_TARGET:g}; EF21 "
+        f"itself at that step takes {count(each.arithmetic_rounds)} rounds, EF21-W {count(each.weighted_rounds)}."
+        for each in steps
+    ]
+
+
+# --- quadratics --------------------------------------------------------------------------------------------------------------
+
+
+def quadratic_table(floors: Sequence[Floor]) -> str:
+    """‖∇f‖² at rest, by rule, for every noise and heterogeneity."""
+    cases = sorted({(each.noise, each.heterogeneity) for each in floors})
+    found = {(each.title, each.noise, each.heterogeneity): each.floor for each in floors}
+    heads = ["quadratic, ‖∇f‖² at rest", *(f"σ={noise:g} ζ={heterogeneity:g}" for noise, heterogeneity in cases)]
+    lines = []
+    for title in dict.fromkeys(each.title for each in floors):
+        cells = [found.get((title, *case)) for case in cases]
+        lines.append([title, *("" if cell is None else f"{cell:.1e}" for cell in cells)])
+    return markdown(heads, lines)
+
+
+def quadratic_sentences(floors: Sequence[Floor]) -> list[str]:
+    """On the claim of the EControl paper."""
+    noises, heterogeneities = sorted({each.noise for each in floors}), sorted({each.heterogeneity for each in floors})
+    exact, noisy, less, most = noises[0], noises[-1], heterogeneities[-2], heterogeneities[-1]
+    found = {(each.title, each.noise, each.heterogeneity): each.floor for each in floors}
+    slope = math.log(found["EF14", exact, most] / found["EF14", exact, less]) / math.log(most / less)
+    against = {
+        (title, heterogeneity): found[title, noisy, heterogeneity] / found["dense", noisy, heterogeneity]
+        for title in ("EF14", "EF21", "EControl", "EF21-SGDM")
+        for heterogeneity in (heterogeneities[0], most)
+    }
+    listed = "; ".join(
+        f"{title} {against[title, heterogeneities[0]]:.2g} and {against[title, most]:.2g}"
+        for title in ("EControl", "EF14", "EF21", "EF21-SGDM")
+    )
+    return [
+        f"Without noise EF14's floor grows as ζ to the power {slope:.2f} (2 is expected), to {found['EF14', exact, most]:.1e} at "
+        f"ζ={most:g}, where EControl comes to {found['EControl', exact, most]:.1e} (arXiv 2311.05645).",
+        f"With noise of σ={noisy:g}, ‖∇f‖² at rest as a multiple of dense descent's, at ζ={heterogeneities[0]:g} and ζ={most:g}: "
+        f"{listed}.",
+    ]
+
+
+# --- digits ------------------------------------------------------------------------------------------------------------------
+
+
+def digits_table(finals: Sequence[Result]) -> str:
+    """Means over seeds at tuned learning rates."""
+    heads = ["digits, momentum SGD", "lr", "accuracy", "validation loss", "seeds", "sent", "of DDP's"]
+    lines = []
+    for method, results in by_method(finals).items():
+        accuracies = [100 * (result.accuracy or 0.0) for result in results]
+        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+        first = results[0]
+        lines.append([
+            TITLES[method], f"{first.training.lr:g}", f"{statistics.mean(accuracies):.2f}{spread}",
+            f"{statistics.mean(result.loss for result in results):.4f}", str(len(results)),
+            f"{first.wire_bytes / 1e6:.2f} MB", f"{first.wire_bytes / first.ddp_wire_bytes:.2%}",
+        ])  # fmt: skip
+    return markdown(heads, lines)
+
+
+def digits_sentences(finals: Sequence[Result]) -> list[str]:
+    """Whether EF14 is within half a point of dense, and where the others are."""
+    accuracies = {
+        method: 100 * statistics.mean(result.accuracy or 0.0 for result in results)
+        for method, results in by_method(finals).items()
+    }
+    sentences = []
+    for method in [each for each in accuracies if each != "dense"]:
+        gap = accuracies[method] - accuracies["dense"]
+        judged = "within" if gap >= -CLOSE_POINTS else "not within"
+        sentences.append(f"Digits: {TITLES[method]} at 1 % is {gap:+.2f} points from dense, {judged} {CLOSE_POINTS:g}.")
+    return sentences
+
+
+def by_method(finals: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results of all seeds."""
+    return {
+        method: [result for result in finals if result.training.method == method]
+        for method in dict.fromkeys(result.training.method for result in finals)
+    }
+
+
+# --- PLM ---------------------------------------------------------------------------------------------------------------------
+
+
+def optimizer_of(result: Result) -> str:
+    """Its name."""
+    return "Muon" if "optimizer.name=muon" in result.training.settings else "AdamW"
+
+
+def plm_title(result: Result) -> str:
+    """What tells it from the optimizer's others."""
+    training = result.training
+    if training.method == "dense":
+        return TITLES["dense"]
+    warmup = f", {training.warmup_steps} dense steps first" if training.warmup_steps else ""
+    bare = ", optimizer without momentum" if training.method == "ef21_sgdm" else ""
+    return f"{TITLES[training.method]} {training.ratio:.0%}{warmup}{bare}"
+
+
+def plm_table(results: Sequence[Result]) -> str:
+    """Gaps to DDP at equal steps."""
+    dense = {optimizer_of(result): result.loss for result in results if result.training.method == "dense"}
+    lines = []
+    for result in sorted(results, key=optimizer_of):
+        gap = result.loss - dense.get(optimizer_of(result), math.nan)
+        shown = "" if result.training.method == "dense" else f"{gap:+.3f}"
+        lines.append([
+            optimizer_of(result), plm_title(result), f"{result.training.lr:g}", f"{result.loss:.4f}", shown,
+            f"{result.wire_bytes / 1e6:.2f} MB", f"{result.wire_bytes / max(1, result.ddp_wire_bytes):.2%}",
+        ])  # fmt: skip
+    return markdown(["PLM", "gradients", "lr", "validation loss", "gap to ddp", "sent", "of DDP's"], lines)
+
+
+def plm_sentences(results: Sequence[Result]) -> list[str]:
+    """The gap of the plainest choice, EF14 from the first step at the optimizer's own learning rate."""
+    sentences = []
+    for optimizer in ("AdamW", "Muon"):
+        own = [result for result in results if optimizer_of(result) == optimizer]
+        dense = next((result for result in own if result.training.method == "dense"), None)
+        if dense is None:
+            continue
+        plain = {
+            result.training.ratio: result.loss - dense.loss
+            for result in own
+            if result.training.method == "ef14" and (result.training.lr, result.training.warmup_steps) == (dense.training.lr, 0)
+        }
+        listed = ", ".join(f"{gap:+.2f} nats at {ratio:.0%}" for ratio, gap in plain.items())
+        best = min((result for result in own if result is not dense), key=lambda result: result.loss, default=dense)
+        sentences.append(
+            f"PLM with {optimizer}, {dense.training.steps} steps: EF14 is {listed} from ddp's {dense.loss:.3f}; the best of all "
+            f"that was tried, {plm_title(best)} at rate {best.training.lr:g}, {best.loss - dense.loss:+.2f}."
+        )
+    return sentences
