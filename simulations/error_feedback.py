@@ -12,7 +12,7 @@ All by the library's own strategy ``compressed``, over rows instead of processes
    has three learning rates a factor of 2 apart and, while the best is at the edge of those tried, the next one beyond; three
    seeds at the best.
 4. The quickstart's PLM over 2 workers with AdamW and with Muon, block top-k of 1 % and 3 %, ``--steps`` steps, one seed, at the
-   optimizer's own learning rate; with AdamW also at half and twice that.
+   optimizer's own learning rate; EF14 with AdamW also at 4 times and a quarter of that, and with other compressors.
 
 ``--budget`` is in minutes: when it is spent, what remains of 3 and 4 is left out, which is printed. With ``--folder`` what was
 done is kept there, and not done again.

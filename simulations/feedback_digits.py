@@ -23,6 +23,7 @@ STEPS = 1500
 GRIDS = {  # learning rates
     "dense": (0.05, 0.1, 0.2),
     "ef14": (0.025, 0.05, 0.1),
+    "ef14 two_phase": (0.025, 0.05, 0.1),
     "ef21_sgdm": (0.25, 0.5, 1.0),  # without the optimizer's momentum of 0.9, which would make it tenfold
     "econtrol": (0.025, 0.05, 0.1),
     "none": (0.025, 0.05, 0.1),
@@ -33,8 +34,10 @@ WARMUP = {"ef21_sgdm": 1, "econtrol": 1}
 
 
 def training_of(method: str, lr: float, steps: int, seed: int = 0) -> Training:
-    """With top-k of 1 %."""
-    return Training(DIGITS, method, lr, steps, seed, warmup_steps=WARMUP.get(method, 0), settings=OWN.get(method, ()))
+    """With top-k of 1 %; a method's name may be followed by a reducer's."""
+    feedback, reducer = method.split() if " " in method else (method, "gather")
+    settings = OWN.get(feedback, ())
+    return Training(DIGITS, feedback, lr, steps, seed, warmup_steps=WARMUP.get(feedback, 0), reducer=reducer, settings=settings)
 
 
 def train_digits(folder: Path, deadline: float, steps: int = STEPS) -> tuple[dict[str, list[Result]], list[Result], list[str]]:

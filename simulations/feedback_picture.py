@@ -14,9 +14,17 @@ from feedback_report import TITLES, by_method, optimizer_of, plm_title
 from feedback_trainings import Result
 from matplotlib.figure import Figure
 
-COLORS = {"dense": "k", "no feedback": "C7", "EF14": "C0", "EF21": "C1", "EF21-SGDM": "C2", "EControl": "C3"}
+COLORS = {
+    "dense": "k",
+    "no feedback": "C7",
+    "EF14": "C0",
+    "EF21": "C1",
+    "EF21-SGDM": "C2",
+    "EControl": "C3",
+    "EF14 in two phases": "C9",
+}
 COLORS[TITLES["dense"]] = COLORS["dense"]
-PLM_COLORS = {TITLES["dense"]: "k", "EF14 1%": "C0", "EF14 3%": "C4"}
+PLM_COLORS = {TITLES["dense"]: "k", "EF14 1%": "C0", "EF14 3%": "C4", "EF14 sign": "C5"}
 
 
 def draw(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from feedback_trainings import Result, Task, Training, train
 
@@ -20,18 +21,20 @@ def trainings(steps: int) -> list[Training]:
     """In the order of their importance: the budget may end before they do."""
     warmup = max(1, steps // 20)
 
-    def one(method: str, settings: tuple[str, ...], ratio: float = 0.01, warmup_steps: int = 0, times: float = 1.0) -> Training:
+    def one(method: str, settings: tuple[str, ...], times: float = 1.0, **own: Any) -> Training:
         lr = LRS["adamw" if ADAMW[0] in settings else "muon"] * times
-        return Training(PLM, method, lr, steps, 0, ratio, warmup_steps, settings)
+        return Training(PLM, method, lr, steps, settings=settings, **own)
 
     return [
         *(one("dense", own) for own in (ADAMW, MUON)),
-        *(one("ef14", own, ratio) for ratio in (0.01, 0.03) for own in (ADAMW, MUON)),
-        *(one("ef14", own, warmup_steps=warmup) for own in (ADAMW, MUON)),
-        *(one("econtrol", own, warmup_steps=warmup) for own in (ADAMW, MUON)),
-        *(one("ef21_sgdm", own, warmup_steps=warmup) for own in (ADAMW_BARE, MUON_BARE)),
-        *(one("ef14", ADAMW, times=times) for times in (0.5, 2.0)),
-        *(one("none", own) for own in (ADAMW, MUON)),
+        *(one("ef14", own, ratio=ratio) for ratio in (0.01, 0.03) for own in (ADAMW, MUON)),
+        *(one("ef14", ADAMW, times) for times in (4.0, 0.25)),
+        *(one("ef14", own, compressor="sign") for own in (ADAMW, MUON)),
+        *(one("econtrol", own, warmup_steps=warmup) for own in (MUON, ADAMW)),
+        *(one("ef14", own, warmup_steps=warmup) for own in (MUON, ADAMW)),
+        *(one("ef21_sgdm", own, warmup_steps=warmup) for own in (MUON_BARE, ADAMW_BARE)),
+        one("ef14", ADAMW, compressor="int8"),
+        one("none", MUON),
     ]
 
 

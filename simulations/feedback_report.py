@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from feedback_claims import LOGISTIC_TARGET, STEP_TARGET, Floor, LargerStep
 from feedback_descent import Descent
-from feedback_trainings import Result
+from feedback_trainings import Result, Training
 
 TITLES = {"dense": "dense (ddp)", "none": "no feedback", "ef14": "EF14", "ef21_sgdm": "EF21-SGDM", "econtrol": "EControl"}
+TITLES["ef14 two_phase"] = "EF14 in two phases"
 CLOSE_POINTS = 0.5
 """Of accuracy, that EF14 may be below dense."""
 
@@ -44,14 +45,15 @@ def logistic_sentences(descents: Sequence[Descent]) -> list[str]:
     dense_bits = by_title["dense"].bits_to(LOGISTIC_TARGET)
     sentences = []
     for title, paper in (("EF21", "arXiv 2106.05203"), ("EControl", "arXiv 2311.05645")):
-        each, stuck = by_title[title], by_title["EF14"].floor
-        if math.isinf(each.bits_to(LOGISTIC_TARGET)):
-            sentences.append(f"{title} is exact where workers' data differ ({paper}): not so here, it ended at {each.floor:.1e}.")
+        bits = by_title[title].bits_to(LOGISTIC_TARGET)
+        claim = f"{title} is exact where workers' data differ ({paper})"
+        if math.isinf(bits):
+            sentences.append(f"{claim}: not so here, it ended at {by_title[title].floor:.1e}.")
         else:
             sentences.append(
-                f"{title} is exact where workers' data differ ({paper}): so it is, ‖∇f‖² ≤ {LOGISTIC_TARGET:g} after "
-                f"{dense_bits / each.bits_to(LOGISTIC_TARGET):.1f} times fewer bits than dense descent; the best EF14 ended at "
-                f"{stuck:.1e}, top-1 without feedback at {by_title['no feedback'].floor:.1e}."
+                f"{claim}: so it is, ‖∇f‖² ≤ {LOGISTIC_TARGET:g} after {bits / 1000:.1f} kbit, dense descent after "
+                f"{count(dense_bits / 1000)}; EF14 ended at {by_title['EF14'].floor:.1e}, and top-1 without feedback at "
+                f"{by_title['no feedback'].floor:.1e}."
             )
     return sentences
 
@@ -148,11 +150,13 @@ def digits_sentences(finals: Sequence[Result]) -> list[str]:
 
 
 def by_method(finals: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results of all seeds."""
-    return {
-        method: [result for result in finals if result.training.method == method]
-        for method in dict.fromkeys(result.training.method for result in finals)
-    }
+    """Results of all seeds, by the key of :data:`TITLES`."""
+    found: dict[str, list[Result]] = {}
+    for result in finals:
+        training = result.training
+        reducer = "" if training.reducer == "gather" else f" {training.reducer}"
+        found.setdefault(training.method + reducer, []).append(result)
+    return found
 
 
 # --- PLM ---------------------------------------------------------------------------------------------------------------------
@@ -170,7 +174,8 @@ def plm_title(result: Result) -> str:
         return TITLES["dense"]
     warmup = f", {training.warmup_steps} dense steps first" if training.warmup_steps else ""
     bare = ", optimizer without momentum" if training.method == "ef21_sgdm" else ""
-    return f"{TITLES[training.method]} {training.ratio:.0%}{warmup}{bare}"
+    what = f"{training.ratio:.0%}" if training.compressor == "block_top_k" else training.compressor
+    return f"{TITLES[training.method]} {what}{warmup}{bare}"
 
 
 def plm_table(results: Sequence[Result]) -> str:
@@ -196,9 +201,7 @@ def plm_sentences(results: Sequence[Result]) -> list[str]:
         if dense is None:
             continue
         plain = {
-            result.training.ratio: result.loss - dense.loss
-            for result in own
-            if result.training.method == "ef14" and (result.training.lr, result.training.warmup_steps) == (dense.training.lr, 0)
+            result.training.ratio: result.loss - dense.loss for result in own if is_plain(result.training, dense.training.lr)
         }
         listed = ", ".join(f"{gap:+.2f} nats at {ratio:.0%}" for ratio, gap in plain.items())
         best = min((result for result in own if result is not dense), key=lambda result: result.loss, default=dense)
@@ -207,3 +210,8 @@ def plm_sentences(results: Sequence[Result]) -> list[str]:
             f"that was tried, {plm_title(best)} at rate {best.training.lr:g}, {best.loss - dense.loss:+.2f}."
         )
     return sentences
+
+
+def is_plain(training: Training, lr: float) -> bool:
+    """Whether it is EF14 with block top-k from the first step, at the rate ``lr``."""
+    return (training.method, training.compressor, training.lr, training.warmup_steps) == ("ef14", "block_top_k", lr, 0)

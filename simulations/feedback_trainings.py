@@ -46,6 +46,9 @@ class Training:
     seed: int = 0
     ratio: float = 0.01
     warmup_steps: int = 0
+    reducer: str = "gather"
+    compressor: str = "block_top_k"
+    """``ratio`` is for this one only."""
     settings: tuple[str, ...] = ()
     """Of the optimizer and the feedback."""
 
@@ -53,6 +56,8 @@ class Training:
     def name(self) -> str:
         """Of its folder."""
         compressed = "" if self.method == "dense" else f"-{self.ratio:g}-warmup{self.warmup_steps}"
+        for value, default in ((self.reducer, "gather"), (self.compressor, "block_top_k")):
+            compressed += "" if value == default else f"-{value}"
         own = "".join(f"-{setting.split('.', 1)[1]}" for setting in self.settings)
         return f"{self.task.name}-{self.method}{compressed}-lr{self.lr:g}{own}-seed{self.seed}-{self.steps}"
 
@@ -60,11 +65,11 @@ class Training:
         """Of the task's config. A block of 100 makes 1 % and 3 % whole numbers of entries."""
         strategy = ["strategy.name=ddp"]
         if self.method != "dense":
-            strategy = [
-                *("strategy.name=compressed", "strategy.compressor.name=block_top_k", "strategy.compressor.block=100"),
-                *(f"strategy.compressor.ratio={self.ratio}", f"strategy.feedback.name={self.method}"),
-                *("strategy.reducer=gather", f"strategy.warmup_steps={self.warmup_steps}"),
-            ]
+            strategy = ["strategy.name=compressed", f"strategy.compressor.name={self.compressor}"]
+            if self.compressor == "block_top_k":
+                strategy += [f"strategy.compressor.ratio={self.ratio}", "strategy.compressor.block=100"]
+            strategy += [f"strategy.feedback.name={self.method}", f"strategy.reducer={self.reducer}"]
+            strategy += [f"strategy.warmup_steps={self.warmup_steps}"]
         return [
             *self.task.settings,
             *strategy,
