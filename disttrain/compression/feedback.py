@@ -56,7 +56,7 @@ class Feedback:
 
     def weights(self, size: int) -> Tensor:
         """How much each of ``size`` workers counts, ``[size]``, 1 in the mean."""
-        return torch.ones(size)
+        return torch.ones(size, dtype=torch.float64)
 
     def start(self, g: Tensor, mean: Tensor, new: State) -> None:
         """Begin from a step in which gradients ``g [L, d]`` were averaged without compression: ``mean [1, d]``."""
