@@ -8,7 +8,7 @@ All by the library's own strategy ``compressed``, over rows instead of processes
    gradients, top-1 of 31 entries. Each rule has the best of eleven step sizes, powers of two times EF21's theoretical one. Then
    EF21 at exactly the step sizes that the quadratic and the arithmetic mean of smoothness constants allow.
 2. Quadratics whose workers' minimisers differ by more or less (ζ), with and without noise (σ); top-k of a tenth, tuned steps.
-3. A classifier of digits by momentum SGD over 10 workers with two or three classes each, block top-k of 1 %. On seed 0 each rule
+3. A classifier of digits by momentum SGD over 10 workers with one to four classes each, block top-k of 1 %. On seed 0 each rule
    has three learning rates a factor of 2 apart and, while the best is at the edge of those tried, the next one beyond; three
    seeds at the best.
 4. The quickstart's PLM over 2 workers with AdamW and with Muon, block top-k of 1 % and 3 %, ``--steps`` steps, one seed, at the

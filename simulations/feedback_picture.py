@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,9 @@ def draw_logistic(axes: Any, descents: Sequence[Descent]) -> None:
     for each in descents:
         axes.plot([bits / 1000 for bits in each.bits], each.squared_norms, color=COLORS[each.title], label=each.title)
     axes.axhline(LOGISTIC_TARGET, color="k", linewidth=0.5, linestyle=":")
-    axes.set(xscale="log", yscale="log", xlabel="sent per worker (kbit)", ylabel="‖∇f‖²")
+    arrived = [each.bits_to(LOGISTIC_TARGET) for each in descents]
+    latest = max((bits for bits in arrived if math.isfinite(bits)), default=descents[0].bits[-1])
+    axes.set(xlim=(0, 2 * latest / 1000), yscale="log", xlabel="sent per worker (kbit)", ylabel="‖∇f‖²")
     axes.set_title("logistic regression, 20 workers of one class each, top-1 of 31, tuned steps", fontsize=10)
 
 
@@ -74,7 +77,7 @@ def draw_digits(axes: Any, digits: Sequence[Result]) -> None:
         losses = [statistics.mean(loss for _, _, loss in seeds) for seeds in points]
         axes.plot(kilobytes, losses, "o-", color=COLORS[TITLES[method]], markersize=4, label=TITLES[method])
     axes.set(xscale="log", yscale="log", xlabel="sent per worker (kB)", ylabel="validation loss (nats)")
-    axes.set_title("digits, 10 workers of two or three classes, block top-k 1 %, tuned rates", fontsize=10)
+    axes.set_title("digits, 10 workers of a few classes each, block top-k 1 %, tuned rates", fontsize=10)
 
 
 def draw_plm(axes: Any, plm: Sequence[Result]) -> None:

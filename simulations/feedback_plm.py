@@ -6,13 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from feedback_trainings import Result, Task, Training, train
+from feedback_trainings import Result, Task, Training, is_kept, train
 
 PLM = Task("plm", "quickstart.yaml", 2, "loop", ("training.validation_batches=10", "recording.log_every=10"))
 ADAMW = ("optimizer.name=adamw",)
 MUON = ("optimizer.name=muon",)  # what it leaves to AdamW has the quickstart's rate
 # EF21-SGDM has the momentum in the workers, where the gradients are not sparse yet: the optimizer's own would be a second one.
 ADAMW_BARE = (*ADAMW, "optimizer.betas=[0.0,0.95]")
+UNCLIPPED = (*ADAMW, "training.clip_norm=null")
 MUON_BARE = ("optimizer.name=muon", "optimizer.momentum=0.0", "optimizer.nesterov=false", "optimizer.adamw_betas=[0.0,0.95]")
 LRS = {"adamw": 4e-3, "muon": 8e-3}
 
@@ -30,10 +31,15 @@ def trainings(steps: int) -> list[Training]:
         *(one("ef14", own, ratio=ratio) for ratio in (0.01, 0.03) for own in (ADAMW, MUON)),
         *(one("ef14", ADAMW, times) for times in (4.0, 0.25)),
         *(one("ef14", own, compressor="sign") for own in (ADAMW, MUON)),
-        *(one("econtrol", own, warmup_steps=warmup) for own in (MUON, ADAMW)),
-        *(one("ef14", own, warmup_steps=warmup) for own in (MUON, ADAMW)),
-        *(one("ef21_sgdm", own, warmup_steps=warmup) for own in (MUON_BARE, ADAMW_BARE)),
-        one("ef14", ADAMW, compressor="int8"),
+        one("econtrol", MUON, warmup_steps=warmup),
+        one("ef21_sgdm", MUON_BARE, warmup_steps=warmup),
+        one("ef14", MUON, warmup_steps=warmup),
+        *(one("ef14", own, compressor="int8") for own in (ADAMW, MUON)),
+        one("ef14", MUON, ratio=0.1),
+        one("econtrol", ADAMW, warmup_steps=warmup),
+        one("ef21_sgdm", ADAMW_BARE, warmup_steps=warmup),
+        one("ef14", ADAMW, warmup_steps=warmup),
+        one("ef14", UNCLIPPED),
         one("none", MUON),
     ]
 
@@ -44,7 +50,7 @@ def train_plm(steps: int, folder: Path, deadline: float) -> tuple[list[Result], 
     left_out = []
     for training in trainings(steps):
         longest = max((result.seconds for result in results), default=0.0)
-        if not (folder / training.name / "ended.json").exists() and time.monotonic() + longest > deadline:
+        if not is_kept(training, folder) and time.monotonic() + longest > deadline:
             left_out.append(f"Left out for lack of time: {training.name}.")
         else:
             results.append(train(training, folder))

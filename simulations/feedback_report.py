@@ -174,6 +174,7 @@ def plm_title(result: Result) -> str:
         return TITLES["dense"]
     warmup = f", {training.warmup_steps} dense steps first" if training.warmup_steps else ""
     bare = ", optimizer without momentum" if training.method == "ef21_sgdm" else ""
+    bare += ", unclipped" if "training.clip_norm=null" in training.settings else ""
     what = f"{training.ratio:.0%}" if training.compressor == "block_top_k" else training.compressor
     return f"{TITLES[training.method]} {what}{warmup}{bare}"
 
@@ -213,5 +214,6 @@ def plm_sentences(results: Sequence[Result]) -> list[str]:
 
 
 def is_plain(training: Training, lr: float) -> bool:
-    """Whether it is EF14 with block top-k from the first step, at the rate ``lr``."""
-    return (training.method, training.compressor, training.lr, training.warmup_steps) == ("ef14", "block_top_k", lr, 0)
+    """Whether it is EF14 with block top-k from the first step, at the rate ``lr``, and nothing else is changed."""
+    chosen = (training.method, training.compressor, training.lr, training.warmup_steps, len(training.settings))
+    return chosen == ("ef14", "block_top_k", lr, 0, 1)

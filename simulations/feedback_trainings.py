@@ -97,10 +97,15 @@ class Result:
     """Steps, bytes sent and validation loss."""
 
 
+def is_kept(training: Training, parent: Path) -> bool:
+    """Whether it was made before."""
+    return (parent / training.name / "ended.json").exists()
+
+
 def train(training: Training, parent: Path) -> Result:
     """One simulation, unless its folder has it already."""
     folder = parent / training.name
-    if not (folder / "ended.json").exists():
+    if not is_kept(training, parent):
         shutil.rmtree(folder, ignore_errors=True)  # what one that was killed left
         folder.mkdir(parents=True)
         with (folder / "said.txt").open("w") as said, redirect_stdout(said):

@@ -5,16 +5,18 @@ import math
 
 import error_feedback
 import feedback_claims
+import feedback_plm
 import feedback_report
 import pytest
 import torch
 from feedback_claims import Floor, LargerStep
 from feedback_descent import Descent, Rule, descend, tuned
-from feedback_digits import DIGITS
+from feedback_digits import DIGITS, GRIDS, train_digits, training_of
 from feedback_problems import logistic_regression, quadratic
-from feedback_trainings import Result, Training, train
+from feedback_trainings import CONFIGS, Result, Training, train
 
 from disttrain.compression import EF14, EF21, EControl, Feedback, TopK
+from disttrain.config import load_config
 
 
 @pytest.mark.parametrize("sort_by", ["class", "norm"])
@@ -112,6 +114,25 @@ def test_a_training_is_kept_and_its_bytes_are_the_payloads(tmp_path, capsys):
     assert [step for step, _, _ in first.curve] == [1, 2, 3, 4]
 
 
+def test_all_trainings_have_configs_and_names_of_their_own(tmp_path):
+    trainings = [*feedback_plm.trainings(40), *(training_of(method, lrs[0], 40) for method, lrs in GRIDS.items())]
+    assert len({training.name for training in trainings}) == len(trainings)
+    for training in trainings:
+        config = load_config(str(CONFIGS / training.task.config), training.overrides(tmp_path)).config
+        assert config.strategy.name == ("ddp" if training.method == "dense" else "compressed")
+        config.check_world(training.task.workers)
+
+
+def test_a_spent_budget_leaves_out_what_was_not_made_and_says_so(tmp_path):
+    assert train_digits(tmp_path, deadline=0.0, steps=4)[1:] == (
+        [],
+        [f"Left out for lack of time: {name} on digits." for name in GRIDS],
+    )
+    results, left_out = feedback_plm.train_plm(40, tmp_path, deadline=0.0)
+    assert results == []
+    assert len(left_out) == len(feedback_plm.trainings(40))
+
+
 def test_what_was_kept_is_read_again(tmp_path):
     made = [LargerStep("class", 1.0, 2.0, math.inf, 3.0, 3.0)]
     assert error_feedback.kept(tmp_path / "steps.json", LargerStep, lambda: made) == made
@@ -135,6 +156,16 @@ def test_sentences_and_tables_say_what_was_found():
     noisy = [Floor(rule.title, zeta, 1.0, 1.0, 1.0) for rule in feedback_claims.NOISY_RULES for zeta in (1.0, 10.0)]
     assert "to the power 2.00" in feedback_report.quadratic_sentences(floors + noisy)[0]
     assert "σ=1 ζ=10" in feedback_report.quadratic_table(floors + noisy)
+
+
+def test_the_gap_of_the_plm_is_of_plain_ef14_to_the_same_optimizers_ddp():
+    losses = {"dense": 2.0, "ef14": 2.5, "econtrol": 2.25}
+    made = [training for training in feedback_plm.trainings(40) if training.compressor == "block_top_k"]
+    results = [Result(each, losses.get(each.method, 3.0) + 0.01 * each.warmup_steps, None, 1, 100, 1.0, []) for each in made]
+    for sentence, optimizer in zip(feedback_report.plm_sentences(results), ("AdamW", "Muon"), strict=True):
+        assert f"PLM with {optimizer}, 40 steps: EF14 is +0.50 nats at 1%, +0.50 nats at 3%" in sentence
+        assert "best of all that was tried, EControl 1%, 2 dense steps first" in sentence
+    assert "| AdamW | EControl 1%, 2 dense steps first | 0.004 | 2.2700 | +0.270 |" in feedback_report.plm_table(results)
 
 
 @pytest.mark.parametrize(("accuracy", "judged"), [(0.966, "not within"), (0.968, "within"), (0.99, "within")])
