@@ -62,7 +62,7 @@ from feedback_report import (
 )
 
 DOCS = Path(__file__).parents[1] / "docs"
-CURVE_POINTS = 100
+CURVE_POINTS = 50
 """Of a descent, in the JSON."""
 
 Kind = TypeVar("Kind", Descent, LargerStep, Floor)

@@ -22,7 +22,7 @@ NOISY_RULES = (DENSE, *QUADRATIC_RULES, Rule("EF21-SGDM", EF21SGDM(0.05)))
 LOGISTIC_TARGET, STEP_TARGET = 1e-8, 1e-6
 """‖∇f‖² for which step sizes are tuned, and to which rounds are counted at theoretical ones."""
 LOGISTIC_MULTIPLES = tuple(2.0**exponent for exponent in range(11))
-QUADRATIC_MULTIPLES = (1 / 8, 1 / 32, 1 / 64, 1 / 128)
+QUADRATIC_MULTIPLES = (1 / 8, 1 / 32, 1 / 64, 1 / 128, 1 / 256)
 HETEROGENEITIES, NOISES = (0.0, 1.0, 10.0, 100.0), (0.0, 10.0)
 
 ShardedBy = Literal["class", "norm"]

@@ -149,12 +149,15 @@ def test_sentences_and_tables_say_what_was_found():
     ]
     arrived, missed = feedback_report.logistic_sentences(descents)
     assert "after 0.1 kbit, dense descent after 1" in arrived
-    assert "not so here, it ended at 2.0e-01" in missed
+    assert "does not reproduce: it ended at 2.0e-01" in missed
     assert "| EF14 | 1 | – | – | 1.0e-01 |" in feedback_report.logistic_table(descents)
     exact = {"EF14": 1.0, "EControl": 1e-9}
     floors = [Floor(title, zeta, 0.0, 1.0, value * zeta**2) for title, value in exact.items() for zeta in (1.0, 10.0)]
     noisy = [Floor(rule.title, zeta, 1.0, 1.0, 1.0) for rule in feedback_claims.NOISY_RULES for zeta in (1.0, 10.0)]
-    assert "to the power 2.00" in feedback_report.quadratic_sentences(floors + noisy)[0]
+    growth, econtrol, momentum = feedback_report.quadratic_sentences(floors + noisy)
+    assert "to the power 2.00" in growth
+    assert "does not reproduce" in econtrol  # all rest at 1
+    assert "does not reproduce" in momentum
     assert "σ=1 ζ=10" in feedback_report.quadratic_table(floors + noisy)
 
 
