@@ -165,7 +165,7 @@ def test_the_gap_of_the_plm_is_of_plain_ef14_to_the_same_optimizers_ddp():
     losses = {"dense": 2.0, "ef14": 2.5, "econtrol": 2.25}
     made = [training for training in feedback_plm.trainings(40) if training.compressor == "block_top_k"]
     results = [Result(each, losses.get(each.method, 3.0) + 0.01 * each.warmup_steps, None, 1, 100, 1.0, []) for each in made]
-    for sentence, optimizer in zip(feedback_report.plm_sentences(results), ("AdamW", "Muon"), strict=True):
+    for sentence, optimizer in zip(feedback_report.plm_sentences(results)[:2], ("AdamW", "Muon"), strict=True):
         assert f"PLM with {optimizer}, 40 steps: EF14 is +0.50 nats at 1%, +0.50 nats at 3%" in sentence
         assert "best of all that was tried, EControl 1%, 2 dense steps first" in sentence
     assert "| AdamW | EControl 1%, 2 dense steps first | 0.004 | 2.2700 | +0.270 |" in feedback_report.plm_table(results)
@@ -174,7 +174,7 @@ def test_the_gap_of_the_plm_is_of_plain_ef14_to_the_same_optimizers_ddp():
 @pytest.mark.parametrize(("accuracy", "judged"), [(0.966, "not within"), (0.968, "within"), (0.99, "within")])
 def test_the_verdict_on_digits_is_half_a_point(accuracy, judged):
     results = [Result(Training(DIGITS, m, 0.1, 4), 0.1, a, 4, 100, 1.0, []) for m, a in (("dense", 0.972), ("ef14", accuracy))]
-    (sentence,) = feedback_report.digits_sentences(results)
+    sentence, _ = feedback_report.digits_sentences(results)
     assert f", {judged} 0.5" in sentence
     assert "4.00%" in feedback_report.digits_table(results)
 
