@@ -25,7 +25,7 @@ COLORS = {
     "EF14 in two phases": "C9",
 }
 COLORS[TITLES["dense"]] = COLORS["dense"]
-PLM_COLORS = {TITLES["dense"]: "k", "EF14 1%": "C0", "EF14 3%": "C4", "EF14 sign": "C5"}
+PLM_COLORS = {TITLES["dense"]: "k", "EF14 1%": "C0", "EF14 3%": "C4", "EF14 sign": "C5", "EF14 int8": "C2"}
 
 
 def draw(
@@ -64,7 +64,7 @@ def draw_floors(axes: Any, floors: Sequence[Floor]) -> None:
         points = [each.heterogeneity for each in own], [each.floor for each in own]
         axes.plot(*points, "o--" if noise else "o-", color=COLORS[title], markersize=4, label=label)
     axes.set_xscale("symlog", linthresh=1)
-    axes.set(yscale="log", xlabel="heterogeneity ζ", ylabel="‖∇f‖² at rest")
+    axes.set(yscale="log", xlabel="heterogeneity ζ", ylabel="‖∇f‖² at rest (stopped at 1e-20)")
     axes.set_title("quadratic, 10 workers, top-k of a tenth, tuned steps", fontsize=10)
 
 
@@ -91,4 +91,4 @@ def draw_plm(axes: Any, plm: Sequence[Result]) -> None:
         style = "o-" if optimizer == "AdamW" else "o--"
         axes.plot(*points, style, color=PLM_COLORS[title], markersize=4, label=f"{optimizer}, {title}")
     axes.set(xscale="log", xlabel="sent per worker (MB)", ylabel="validation loss (nats per byte)")
-    axes.set_title("quickstart PLM, 2 workers, block top-k, equal steps", fontsize=10)
+    axes.set_title("quickstart PLM, 2 workers, block top-k and others, equal steps", fontsize=10)
