@@ -344,7 +344,7 @@ class BlockTopKConfig(CompressorConfig):
     name: Literal["block_top_k"] = "block_top_k"
     ratio: Ratio = 0.01
     """How many are kept, to the nearest whole number of a block, at least one."""
-    block: int = Field(256, ge=1, le=LARGEST_BLOCK)
+    block: int = Field(100, ge=1, le=LARGEST_BLOCK)
     """Entries of which the largest are kept: up to 256 a place takes 8 bits, up to 4,096 12, beyond 16."""
     values: ValueName = "bf16"
     """How they are sent; int8 and qsgd (unbiased) have a scale for each 64."""
