@@ -70,8 +70,8 @@ class Exchange:
         """Entries of each state of a parameter."""
         return {}
 
-    def start(self, unit: Unit, state: Mapping[str, Tensor], seed: int) -> None:
-        """Fill in the first states ``[rows, entries]`` of a parameter; they are zero."""
+    def start(self, number: int, state: Mapping[str, Tensor], seed: int) -> None:
+        """Fill in the first states ``[rows, entries]`` of the layout's parameter ``number``; they are zero."""
 
     def wire_bytes(self, units: Sequence[Unit], num_workers: int) -> int:
         """What a worker sends for one exchange of these parameters."""
@@ -182,7 +182,7 @@ class TwoPhase(Exchange):
             mean += each.old[SERVER_ERROR]
         if each.unit.numel < world.size * part:  # what fills up the last parts is nobody's, whatever it decodes to
             entries = torch.arange(part, device=mean.device)
-            mean *= world.ids.to(mean.device)[:, None] * part + entries < each.unit.numel
+            mean *= world.positions.to(mean.device)[:, None] * part + entries < each.unit.numel
         keys = None if each.keys is None else random.bits(each.keys, world.size + 1)[:, -1]
         payload = _encode(self.compressor, mean, keys, has_flag(heard, USED).any(-1))
         if self.remembers:
@@ -199,17 +199,17 @@ class TwoPhase(Exchange):
 
 @dataclass(frozen=True)
 class AllReduce(Exchange):
-    """The plain mean, for a compressor whose payloads may be summed; the only one is the identity."""
+    """The plain mean: of the identity, whose payloads may be summed, and of every step of a warm-up."""
 
     def wire_bytes(self, units: Sequence[Unit], num_workers: int) -> int:
-        """A ring all-reduce in float32."""
+        """A ring all-reduce in float32, of the entries alone: whether a parameter was used is one more for each."""
         return all_reduce_wire_bytes(4 * sum(unit.numel for unit in units), num_workers)
 
     def run(self, world: World, proposals: Sequence[Proposal], weights: Tensor) -> list[Outcome]:
         """One all-reduce; whether a parameter was used travels as one more entry."""
         packed = torch.cat([each.x.to(sum_dtype(each.x)) for each in proposals], dim=-1)
         used = torch.stack([used_by(each) for each in proposals], dim=-1).to(packed.dtype)
-        own_weights = weights[world.ids].to(packed)[:, None]
+        own_weights = weights[world.positions].to(packed)[:, None]
         means, used_anywhere = world.mean(torch.cat([packed * own_weights, used], dim=-1)).split(
             [packed.shape[-1], len(proposals)], -1
         )

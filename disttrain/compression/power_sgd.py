@@ -64,10 +64,10 @@ class PowerSGD(Exchange):
         factors = self._factors(unit)
         return {} if factors is None else {"factor": factors[1] * factors[2]}
 
-    def start(self, unit: Unit, state: Mapping[str, Tensor], seed: int) -> None:
+    def start(self, number: int, state: Mapping[str, Tensor], seed: int) -> None:
         """Q is drawn, the same on all workers."""
         if "factor" in state:
-            draw = torch.randn(state["factor"].shape, generator=generator(seed, Stream.COMPRESSION, worker=unit.offset))
+            draw = torch.randn(state["factor"].shape, generator=generator(seed, Stream.COMPRESSION, worker=number))
             state["factor"].copy_(draw)
 
     def wire_bytes(self, units: Sequence[Unit], num_workers: int) -> int:
@@ -79,7 +79,7 @@ class PowerSGD(Exchange):
 
     def run(self, world: World, proposals: Sequence[Proposal], weights: Tensor) -> list[Outcome]:
         """Two all-reduces."""
-        weight = weights[world.ids][:, None].to(proposals[0].x.device)
+        weight = weights[world.positions][:, None].to(proposals[0].x.device)
         firsts = [self._first(each) for each in proposals]  # [L, rows · rank], or [L, d]
         used = torch.stack([used_by(each) for each in proposals], dim=-1).to(firsts[0].dtype)
         sizes = [first.shape[-1] for first in firsts]

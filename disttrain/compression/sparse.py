@@ -352,9 +352,9 @@ class BlockTopKConfig(CompressorConfig):
     @model_validator(mode="after")
     def _keeps_about_what_it_says(self) -> BlockTopKConfig:
         if self.ratio * self.block < 0.5:
-            raise ValueError(
-                f"ratio={self.ratio} of block={self.block} is less than half an entry: take block ≥ {round(1 / self.ratio)}"
-            )
+            fitting = round(1 / self.ratio)
+            remedy = f"block ≥ {fitting}" if fitting <= LARGEST_BLOCK else "top_k"
+            raise ValueError(f"ratio={self.ratio} of block={self.block} is less than half an entry: take {remedy}")
         return self
 
     def build(self) -> BlockTopK:

@@ -39,7 +39,7 @@ class GradientCompression:
 
     def state_dict(self) -> dict[str, Tensor]:
         """This rank's errors and estimates, and what all ranks share: copies, to be saved by every rank."""
-        return {name: tensor.clone() for name, tensor in self._live().items()}
+        return {name: tensor.clone() for name, tensor in self._live().items()} | {"rank_and_size": self._rank_and_size()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         """Go on from a state of this rank, saved with as many ranks.
@@ -48,14 +48,23 @@ class GradientCompression:
             ValueError: naming what does not fit; nothing is changed then.
         """
         live = self._live()
+        ours = self._rank_and_size()
+        saved = state_dict.get("rank_and_size", ours)
+        if not torch.equal(saved, ours):
+            rank, size = saved.tolist()
+            raise ValueError(f"the state is of rank {rank} of {size}, this is rank {int(ours[0])} of {int(ours[1])}")
+        state_dict = {name: tensor for name, tensor in state_dict.items() if name != "rank_and_size"}
         if odd := sorted(live.keys() ^ state_dict.keys()):
             raise ValueError(f"the state is of another compression: {odd[0]} is {'not ' if odd[0] in live else ''}in it")
         for name, tensor in live.items():
             if tensor.shape != state_dict[name].shape:
-                saved, here = list(state_dict[name].shape), list(tensor.shape)
-                raise ValueError(f"the state is of another model or number of ranks: {name} has shape {saved} in it, {here} here")
+                there, here = list(state_dict[name].shape), list(tensor.shape)
+                raise ValueError(f"the state is of another model: {name} has shape {there} in it, {here} here")
         for name, tensor in live.items():
             tensor.copy_(state_dict[name])
+
+    def _rank_and_size(self) -> Tensor:
+        return torch.tensor([int(self._strategy.world.positions), self._strategy.world.size])
 
     def _live(self) -> dict[str, Tensor]:
         return self._strategy.shared | self._strategy.local
@@ -68,31 +77,31 @@ def compress_gradients(
     *,
     reducer: ReducerName = "auto",
     warmup_steps: int = 0,
-    find_unused_parameters: bool = False,
     seed: int = 0,
     scaler: torch.amp.GradScaler | None = None,
 ) -> GradientCompression:
     """Let a DDP module average compressed gradients; to be called by every rank, after wrapping and before the first backward.
 
-    A step whose gradients are not finite on some rank reaches every rank's ``p.grad`` as NaN and leaves the feedback's states as
-    they were, so a GradScaler skips it everywhere.
+    Gradients that are not finite on some rank are not finite in every rank's ``p.grad``, and leave the feedback's states as they
+    were, so a GradScaler skips the step everywhere. Accumulate inside ``no_sync()``: every synchronised backward is compressed.
 
     Args:
         ddp: on gloo or nccl; its hook is taken, so it must not have one.
         compressor: what becomes of a gradient.
         feedback: what becomes of the rest; None: EF14.
-        reducer: see :class:`~disttrain.strategies.compressed.Compressed`, as for the next two.
+        reducer: see :class:`~disttrain.strategies.compressed.Compressed`.
         warmup_steps: steps that are not compressed.
-        find_unused_parameters: as given to DDP.
         seed: of what the compressor draws, equal on all ranks.
         scaler: what multiplies the loss, if anything does.
 
     Raises:
         ValueError: if compressor, feedback and reducer do not work together.
     """
-    strategy = Compressed(compressor, feedback, reducer, warmup_steps, find_unused_parameters=find_unused_parameters)
+    unused = bool(ddp.find_unused_parameters or ddp.static_graph)
+    strategy = Compressed(compressor, feedback, reducer, warmup_steps, find_unused_parameters=unused)
     strategy.loss_scale = None if scaler is None else scaler.get_scale
-    named = [(name, p) for name, p in ddp.module.named_parameters() if p.requires_grad]
+    reduced = {id(p) for p in ddp._module_parameters}  # when it was wrapped, without what it was told to ignore
+    named = [(name, p) for name, p in ddp.module.named_parameters() if id(p) in reduced]
     world = TorchWorld(ddp.process_group)
     strategy.begin(named[0][1].new_empty(1, 0), lay_out(named), world, seed)
     ddp.register_comm_hook(None, GradientHook(strategy, dict(named), world).reduce)

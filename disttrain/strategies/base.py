@@ -77,7 +77,9 @@ class Strategy:
         return self.evaluation()
 
     def adopt(self, saved: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take over what every worker of a run with another number of workers had in ``local``; ``shared`` is restored already.
+        """Take over what every worker had in ``local``, in a run with another number of workers or other settings.
+
+        ``shared`` is restored already.
 
         Raises:
             ValueError: if that cannot be.

@@ -7,7 +7,7 @@ training step. Every worker sees the same payloads or means, so replicas stay eq
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
@@ -49,7 +49,8 @@ class Compressed(Strategy):
         reducer: ``gather``, ``two_phase`` or ``all_reduce``; ``auto``: whichever sends fewer bytes.
         warmup_steps: steps that average gradients as they are, and from which the feedback's states begin.
         checksum_every: steps between comparisons of the replicas' bits; 0: never.
-        find_unused_parameters: a parameter may go without a gradient in a step; of one that no worker used, nothing is lost.
+        find_unused_parameters: a parameter may go without a gradient in a step; one whose gradients are zero on all workers
+            is left as it is, and nothing is lost of it.
 
     Raises:
         ValueError: if compressor, feedback and reducer do not work together; in :meth:`begin`, if the feedback is for another
@@ -70,6 +71,8 @@ class Compressed(Strategy):
         self.compressor, self.reducer_name = compressor, reducer
         self.feedback = (EF14() if feedback is None else feedback).fitted_to(compressor)
         check_reducer(compressor, reducer)
+        if warmup_steps < 0 or checksum_every < 0:
+            raise ValueError(f"warmup_steps and checksum_every must not be negative, got {warmup_steps} and {checksum_every}")
         self.warmup_steps, self.checksum_every = warmup_steps, checksum_every
         self.find_unused_parameters = find_unused_parameters
 
@@ -78,7 +81,7 @@ class Compressed(Strategy):
         super().begin(x, layout, world, seed)
         self.exchange = choose(self.compressor, self.feedback, self.reducer_name, layout, world.size)
         weights = self.feedback.weights(world.size)
-        self._own_weights = None if (weights == 1).all() else weights[world.ids, None].to(x.device)
+        self._own_weights = None if (weights == 1).all() else weights[world.positions, None].to(x.device)
         self.weights = weights.to(x.device)
         local, shared = self.feedback.local + self.exchange.local, self.feedback.shared + self.exchange.shared
         rows = dict.fromkeys(local, len(world.ids)) | dict.fromkeys(shared, 1)
@@ -87,18 +90,22 @@ class Compressed(Strategy):
         self._dtype = torch.promote_types(x.dtype, torch.float32)
         self.memory = Memory(layout, sizes, rows, self._dtype, x.device)
         self._exchanges = torch.zeros(1, 1, dtype=torch.int64)  # that were committed
-        for unit in layout.units:
-            self.exchange.start(unit, self.memory.of(unit)[0], seed)
+        for number, unit in enumerate(layout.units):
+            self.exchange.start(number, self.memory.of(unit)[0], seed)
         self._local_kinds = local
         self._numbers = {unit.name: number for number, unit in enumerate(layout.units)}
-        self._open: list[Outcome] = []  # of the exchange under way
-        self._finite = True
+        self._open: dict[str, Outcome] = {}  # of the exchange under way, by parameter
+        self._finite, self._scale = True, 1.0
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
     def reduce(self, units: Sequence[Unit], gradients: Sequence[Tensor]) -> list[Tensor]:
         """The gradients' mean as the optimizer is to see it; the states change when all parameters have been here."""
-        scale = 1.0 if self.loss_scale is None else self.loss_scale()
+        if any(unit.name in self._open for unit in units):  # the last exchange was broken off
+            self._open = {}
+        if not self._open:
+            self._scale = 1.0 if self.loss_scale is None else self.loss_scale()
+        scale = self._scale
         true = [g if scale == 1.0 else g.to(self._dtype) / scale for g in gradients]
         means = self._average(units, true) if int(self._exchanges) < self.warmup_steps else self._compress(units, true)
         return [
@@ -110,12 +117,12 @@ class Compressed(Strategy):
         outcomes = self.exchange.run(self.gradients or self.world, proposals, self.weights)
         means = []
         for proposal, outcome in zip(proposals, outcomes, strict=True):
-            if outcome.used:
+            if not self.find_unused_parameters or outcome.used:
                 means.append(self.feedback.commit(outcome, proposal.old, proposal.new))
             else:  # DDP leaves such a parameter without a gradient, so what its payloads held would be lost
                 self.memory.keep(proposal.unit)
                 means.append(torch.zeros_like(outcome.mean))
-        self._close(outcomes)
+        self._close(units, outcomes)
         return means
 
     def _propose(self, unit: Unit, g: Tensor) -> Proposal:
@@ -131,7 +138,7 @@ class Compressed(Strategy):
         for g, proposal, outcome in zip(gradients, proposals, outcomes, strict=True):
             self.memory.keep(proposal.unit)  # the exchange's own states
             self.feedback.start(self._weighted(g), outcome.mean, proposal.new)
-        self._close(outcomes)
+        self._close(units, outcomes)
         return [outcome.mean.clone() for outcome in outcomes]
 
     def _weighted(self, g: Tensor) -> Tensor:
@@ -142,13 +149,13 @@ class Compressed(Strategy):
         seed = random.key(self.seed, random.Stream.COMPRESSION, self._numbers[unit.name])
         return random.key(seed, random.Stream.COMPRESSION, int(self._exchanges), self.world.ids).to(self.x.device)
 
-    def _close(self, outcomes: list[Outcome]) -> None:
+    def _close(self, units: Sequence[Unit], outcomes: Sequence[Outcome]) -> None:
         """Once all parameters have been exchanged, take over their new states if everybody's payloads were finite."""
-        self._open += outcomes
+        self._open |= {unit.name: outcome for unit, outcome in zip(units, outcomes, strict=True)}
         if len(self._open) < len(self.layout.units):
             return
-        self._finite = bool(torch.stack([outcome.finite for outcome in self._open]).all())
-        self._open = []
+        self._finite = bool(torch.stack([outcome.finite for outcome in self._open.values()]).all())
+        self._open = {}
         if self._finite:
             self.memory.advance()
             self._exchanges += 1
@@ -165,7 +172,8 @@ class Compressed(Strategy):
     def _compare_replicas(self) -> None:
         """Raise RuntimeError if some worker's parameters differ from worker 0's; 8 bytes a worker."""
         words = self.x.detach().contiguous().view(torch.int16).long()
-        mixed = (words + torch.arange(1, words.shape[-1] + 1, device=words.device)) * 0x9E3779B97F4A7C1  # any odd number
+        places = torch.arange(words.shape[-1], device=words.device) * 0x3C6EF372FE94F82B
+        mixed = (words + places) * 0x1B873593CC9E2D51  # any odd numbers
         sums = self.world.gather((mixed ^ (mixed >> 29)).sum(-1, keepdim=True))[0, :, 0]
         if odd := [int(worker) for worker in (sums != sums[0]).nonzero()]:
             raise RuntimeError(f"worker {odd[0]}'s parameters differ from worker 0's after {int(self._exchanges)} steps: "
@@ -203,9 +211,9 @@ class Compressed(Strategy):
     def _adopt_server_error(self, state: Mapping[str, Tensor], part: int, whole: Tensor) -> None:
         """Cut a parameter's ``[d]`` anew; if payloads are gathered now, every worker adds it to its own error."""
         if SERVER_ERROR in state:
-            state[SERVER_ERROR].copy_(cut(whole, part, self.world.size)[self.world.ids])
+            state[SERVER_ERROR].copy_(cut(whole, part, self.world.size)[self.world.positions])
         else:
-            state["error"].add_(whole)
+            state["error"].add_(whole.to(state["error"].device))
 
     @property
     def temporary_copies(self) -> float:
@@ -225,6 +233,8 @@ class Compressed(Strategy):
 
 def check_reducer(compressor: Compressor | PowerSGD, reducer: ReducerName) -> None:
     """Raise ValueError if payloads cannot be averaged that way."""
+    if reducer not in get_args(ReducerName):
+        raise ValueError(f"reducer must be one of {', '.join(get_args(ReducerName))}, got {reducer!r}")
     if isinstance(compressor, PowerSGD) and reducer not in ("auto", "all_reduce"):
         raise ValueError(f"reducer {reducer} is not for PowerSGD, whose factors are averaged by all-reduce: take auto")
     if reducer == "all_reduce" and not compressor.is_linear:

@@ -23,6 +23,7 @@ ESSENTIAL = (
     "optimizer.target",
     "optimizer.rank",
     "strategy.name",
+    "strategy.compressor.name",
     "strategy.feedback.name",
     "launch.emulated_step_time",
 )

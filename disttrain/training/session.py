@@ -22,7 +22,7 @@ from disttrain.launch.interface_counter import InterfaceCounter
 from disttrain.launch.shutdown import StopRequest
 from disttrain.optim.schedules import ConstantConfig
 from disttrain.parameters import sha256_of
-from disttrain.recording.checkpoint import CheckpointError, CheckpointStore
+from disttrain.recording.checkpoint import CheckpointError, CheckpointStore, Snapshot
 from disttrain.recording.folder import write_atomically
 from disttrain.recording.memory import peak_memory_bytes
 from disttrain.recording.progress import Display
@@ -156,7 +156,10 @@ class Session:
                 f"the checkpoint of step {step} is of {facts['workers']} workers, this run has {self.world.size}: under "
                 f"{own} of its own, so their number must stay"
             )
-        self._state.restore(snapshot, self._load_everybody(step, facts["workers"]))
+        try:
+            self._state.restore(snapshot, self._load_everybody(step, snapshot))
+        except (CheckpointError, ValueError) as error:
+            raise UserError(str(error)) from error
         self.world.traffic.restore(snapshot.local_facts["traffic"])
         self._interface.restore(snapshot.local_facts.get("interface", {}))
         self.optimizer.seconds = snapshot.local_facts["optimizer_seconds"]
@@ -173,14 +176,18 @@ class Session:
         self._no_checkpoint_until = int(furthest)  # workers without lockstep may have stopped at different steps
         self.display.say(f"continuing from step {step} of {self._store.directory}")
 
-    def _load_everybody(self, step: int, num_workers: int) -> list[dict[str, Tensor]] | None:
-        """What was each worker's own in a run with another number of workers; None if it had this one's."""
-        if num_workers == self.world.size:
+    def _load_everybody(self, step: int, snapshot: Snapshot) -> list[dict[str, Tensor]] | None:
+        """What was each worker's own, if this worker cannot simply take over what was its own."""
+        facts, settings = snapshot.shared_facts, self.config.strategy.model_dump(mode="json")
+        kinds = {name.removeprefix("strategy.") for name in snapshot.local if name.startswith("strategy.")}
+        alike = (
+            facts["workers"] == self.world.size
+            and facts["config"]["strategy"].get("feedback") == settings.get("feedback")
+            and kinds == self.strategy.local.keys()
+        )
+        if alike or not self.strategy.replicated or not self.strategy.local:
             return None
-        try:
-            return self._store.load_everybody(step, num_workers)
-        except CheckpointError as error:
-            raise UserError(str(error)) from None
+        return self._store.load_everybody(step, facts["workers"])
 
     def _what_workers_own(self) -> str:
         """Why the number of workers cannot change, if there is a reason."""

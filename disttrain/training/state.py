@@ -73,7 +73,7 @@ class TrainingState:
 
         Args:
             snapshot: this worker's.
-            everybody: what was each worker's own, if the saved run had another number of workers.
+            everybody: what was each worker's own, if the saved run had another number of workers or a strategy set otherwise.
 
         Raises:
             UserError: if it is of another model, or holds nothing for this worker where that is needed.

@@ -86,7 +86,7 @@ class AbsentLane:
 
     def __init__(self, size: int, traffic: Traffic) -> None:
         self.size, self.traffic = size, traffic
-        self.ids = self.rows = torch.empty(0, dtype=torch.int64)
+        self.ids = self.positions = self.rows = torch.empty(0, dtype=torch.int64)
 
     def mean(self, x: Tensor) -> Tensor:
         """``[0, d]`` to ``[0, d]``."""

@@ -34,7 +34,7 @@ class StackedWorld:
 
     def __init__(self, size: int, debug: bool = False) -> None:
         self.size, self.debug = size, debug
-        self.ids = torch.arange(size)
+        self.ids = self.positions = torch.arange(size)
         self.traffic, self._counted = Traffic(), 0
 
     def mean(self, x: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class TorchWorld:
         self.timeout, self.debug, self.traffic = timeout, debug, traffic or Traffic()
         self.size = dist.get_world_size(self.group)
         self.rank = dist.get_rank(self.group)
-        self.ids = torch.tensor([dist.get_rank()])
+        self.ids, self.positions = torch.tensor([dist.get_rank()]), torch.tensor([self.rank])
         self._calls = 0
 
     def mean(self, x: Tensor) -> Tensor:
@@ -104,8 +104,8 @@ class TorchWorld:
         group = None
         if is_member or not among_members:  # without local synchronization, torch wants every process to take part
             group = dist.new_group(members, timeout=self.timeout, use_local_synchronization=among_members)
-        # gloo returns to whoever is connected itself: a worker that goes on, and soon ends, would break the others' connecting.
-        self._blocking(self._meet)
+        if dist.get_backend(self.group) == "gloo":  # which returns to whoever is connected itself: a worker that goes on, and
+            self._blocking(self._meet)  # soon ends, would break the others' connecting
         if group is None or not is_member:
             return AbsentLane(len(members), self.traffic)
         return TorchLane(name, group, self.timeout, self.debug, self.traffic)

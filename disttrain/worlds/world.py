@@ -64,6 +64,8 @@ class World(Protocol):
     """Workers of this world."""
     ids: Tensor
     """int64 ``[L]``: the workers that live in this process, by their number in the whole run."""
+    positions: Tensor
+    """int64 ``[L]``: the same workers by their number in this world, from 0 to ``size - 1``."""
     traffic: Traffic
     """What one worker has handed over and sent so far."""
 

@@ -6,11 +6,13 @@ import io
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from disttrain.compression import EF14, EF21, EF21SGDM, BlockTopK, EControl, Feedback, Identity, ScaledSign, TopK
 from disttrain.compression.reduce import Dense
+from disttrain.compression.sparse import FP32
 from disttrain.strategies import DDP, Compressed, compress_gradients
 from disttrain.strategies.attach import StrategyOptimizer, attach
 
@@ -288,6 +290,64 @@ def saved_and_loaded(world):
 def test_a_bare_scripts_state_goes_on_bit_by_bit(workers):
     for straight, continued in workers(2, saved_and_loaded):
         assert torch.equal(straight, continued)
+
+
+def inside_a_subgroup(world, reducer, compressor):
+    """The mean over workers 1 and 2 of three; worker 0 has no part in it."""
+    group = dist.new_group([1, 2])
+    if world.rank == 0:
+        return None
+    module = small_model()
+    ddp = DistributedDataParallel(module, process_group=group)
+    compress_gradients(ddp, compressor, EF21(), reducer=reducer, warmup_steps=1)
+    means = []
+    for step in range(3):
+        ddp.zero_grad()
+        loss(ddp, step, world.rank).backward()
+        means.append(torch.cat([p.grad.flatten() for p in module.parameters()]))
+        own = [copy.deepcopy(module) for _ in (1, 2)]
+        for rank, each in enumerate(own, 1):
+            each.zero_grad()
+            loss(each, step, rank).backward()
+        exact = torch.stack([torch.cat([p.grad.flatten() for p in each.parameters()]) for each in own]).mean(0)
+        assert torch.allclose(means[-1], exact, atol=1e-5)
+    return means[-1]
+
+
+@pytest.mark.parametrize(
+    ("reducer", "compressor"), [("gather", TopK(1.0, FP32)), ("two_phase", TopK(1.0, FP32)), ("all_reduce", Identity())]
+)
+def test_a_ddp_over_some_ranks_averages_theirs(workers, reducer, compressor):
+    _, one, other = workers(3, inside_a_subgroup, reducer, compressor)
+    assert torch.equal(one, other)
+
+
+def one_ignored(world):
+    module = small_model()
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ["2.bias"])
+    ddp = DistributedDataParallel(module)
+    compression = compress_gradients(ddp, TOP, EF14())
+    for step in range(3):
+        ddp.zero_grad()
+        loss(ddp, step, world.rank).backward()
+    return int(compression.state_dict()["exchanges"])
+
+
+def test_a_backward_is_one_exchange_also_if_ddp_ignores_a_parameter(workers):
+    assert workers(2, one_ignored) == [3, 3]
+
+
+def another_ranks_state(world):
+    compression = bare(world)[1]
+    state = compression.state_dict() | {"rank_and_size": torch.tensor([1 - world.rank, 2])}
+    with pytest.raises(ValueError, match=f"the state is of rank {1 - world.rank} of 2, this is rank {world.rank} of 2"):
+        compression.load_state_dict(state)
+    with pytest.raises(ValueError, match="reducer must be one of auto, gather, two_phase, all_reduce, got 'two-phase'"):
+        Compressed(TOP, reducer="two-phase")
+
+
+def test_another_ranks_state_is_refused(workers):
+    workers(2, another_ranks_state)
 
 
 def under_the_python_reducer(world):
