@@ -1,7 +1,8 @@
 """Reducers: from every worker's vector to the mean of all.
 
 The two here are elementwise: an entry of the mean depends on that entry of the vectors only, so results do not depend on how
-vectors are cut into messages, and a driver may hand over whole buckets.
+vectors are cut into messages, and a driver may hand over whole buckets. What is compressed parameter by parameter, and the
+``reducer`` of strategy ``compressed``, is in `exchange.py`.
 """
 
 from __future__ import annotations
