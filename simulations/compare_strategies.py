@@ -2,7 +2,7 @@
 
     python simulations/compare_strategies.py [--steps 500] [--workers 2] [--seeds 1]
 
-Every run sees the same data in the same order; only ``strategy.name`` differs. About two minutes a run on two cores.
+Every run sees the same data in the same order; only the strategy differs. About two minutes a run on two cores.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from disttrain.strategies import strategies
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "strategies.png"
+SETTINGS = {
+    "compressed": {"compressed, int8": ["strategy.compressor.name=int8"], "compressed, 1 %": ["strategy.compressor.ratio=0.01"]}
+}
+"""What is run of a strategy beside its defaults."""
 
 
 def main() -> None:
@@ -33,22 +37,28 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        runs = {name: [train(name, seed, options, Path(folder)) for seed in range(options.seeds)] for name in strategies.names()}
+        runs = {
+            title: [train(title, [f"strategy.name={name}", *own], seed, options, Path(folder)) for seed in range(options.seeds)]
+            for name in strategies.names()
+            for title, own in SETTINGS.get(name, {name: []}).items()
+        }
     print(f"{options.steps} steps, {options.workers} workers, mean of seeds 0 to {options.seeds - 1}")
-    print(f"{'strategy':<12} {'validation loss':>16} {'sent per worker':>16} {'waiting':>8}")
+    print(f"{'strategy':<16} {'validation loss':>16} {'sent per worker':>16} {'waiting':>8}")
     for name, seeds in runs.items():
         losses = [summary["validation_loss"] for _, summary in seeds]
         waiting = statistics.mean(summary["exposed_seconds"] / summary["seconds"] for _, summary in seeds)
         megabytes = seeds[0][1]["wire_bytes"] / 1e6
-        print(f"{name:<12} {statistics.mean(losses):>16.4f} {megabytes:>13,.1f} MB {waiting:>8.1%}")
+        print(f"{name:<16} {statistics.mean(losses):>16.4f} {megabytes:>13,.1f} MB {waiting:>8.1%}")
     draw({name: seeds[0][0] for name, seeds in runs.items()})
     print(f"drawn: {PICTURE.relative_to(ROOT)}")
 
 
-def train(name: str, seed: int, options: argparse.Namespace, parent: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def train(
+    title: str, strategy: list[str], seed: int, options: argparse.Namespace, parent: Path
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One run; its records and summary."""
-    folder = parent / f"{name}-{seed}"
-    overrides = [f"strategy.name={name}", f"training.seed={seed}", f"training.steps={options.steps}", f"run.directory={folder}"]
+    folder = parent / f"{title}-{seed}"
+    overrides = [*strategy, f"training.seed={seed}", f"training.steps={options.steps}", f"run.directory={folder}"]
     command = [sys.executable, "-m", "disttrain.cli", "train", ROOT / "configs/quickstart.yaml", "--workers", options.workers]
     subprocess.run([*map(str, command), *overrides], check=True, stdout=subprocess.DEVNULL)
     return list(read_metrics(folder / "metrics.jsonl")), json.loads((folder / "summary.json").read_text())
