@@ -228,7 +228,8 @@ class Compressed(Strategy):
         names: dict[type, str] = {Gather: "gathered", TwoPhase: "averaged in two phases"}
         how = names.get(type(self.exchange), "all-reduced")
         share = f", {100 * sent / ddp:.3g}% of DDP's" if ddp else ""
-        return f"{self.compressor} {how}, {self.feedback}: {sent:,} bytes per step and worker{share}"
+        advice = "; for SGD: Adam and Muon fall far behind with so little" if self.compressor.nominal_delta < 0.5 else ""
+        return f"{self.compressor} {how}, {self.feedback}: {sent:,} bytes per step and worker{share}{advice}"
 
 
 def check_reducer(compressor: Compressor | PowerSGD, reducer: ReducerName) -> None:
