@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from disttrain.component import UserError
-from disttrain.config import difference
-from disttrain.recording.checkpoint import CheckpointStore
+from disttrain.config import RunConfig, difference
+from disttrain.recording.checkpoint import CheckpointStore, Snapshot
+from disttrain.strategies.base import Strategy
 from disttrain.training.meeting import exchange_facts
 from disttrain.worlds import TorchWorld
 
@@ -45,6 +46,24 @@ def refuse_other_run(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str
         listed = ", ".join(f"{key}: {was} there, {now} here" for key, was, now in wrong)
         raise UserError(f"the checkpoint is of another run ({listed}); nothing was changed. Start anew in another run.directory")
     return [each for each in changed if each[0].split(".")[0] not in ("run", "launch", "recording") and each[0] not in PASSING]
+
+
+def keeps_its_own(snapshot: Snapshot, config: RunConfig, strategy: Strategy, num_workers: int) -> bool:
+    """Whether a worker goes on with what was its own, rather than with its part of what all workers had."""
+    if not strategy.replicated or not strategy.local:
+        return True
+    facts, settings = snapshot.shared_facts, config.strategy.model_dump(mode="json")
+    kinds = {name.removeprefix("strategy.") for name in snapshot.local if name.startswith("strategy.")}
+    same_feedback = facts["config"]["strategy"].get("feedback") == settings.get("feedback")
+    return bool(facts["workers"] == num_workers and same_feedback and kinds == strategy.local.keys())
+
+
+def what_workers_own(config: RunConfig, strategy: Strategy) -> str:
+    """Why the number of workers cannot change, if there is a reason."""
+    if not strategy.replicated:
+        return f"strategy.name={config.strategy.name} each worker has a model"
+    name = config.partition.name
+    return "" if name == "none" else f"partition.name={name} each worker has samples"
 
 
 def newest_agreed(store: CheckpointStore, world: TorchWorld, device: torch.device, report: Callable[[str], None]) -> int | None:

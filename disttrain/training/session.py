@@ -22,7 +22,7 @@ from disttrain.launch.interface_counter import InterfaceCounter
 from disttrain.launch.shutdown import StopRequest
 from disttrain.optim.schedules import ConstantConfig
 from disttrain.parameters import sha256_of
-from disttrain.recording.checkpoint import CheckpointError, CheckpointStore, Snapshot
+from disttrain.recording.checkpoint import CheckpointError, CheckpointStore
 from disttrain.recording.folder import write_atomically
 from disttrain.recording.memory import peak_memory_bytes
 from disttrain.recording.progress import Display
@@ -33,7 +33,7 @@ from disttrain.strategies.attach import PreparedModule, StrategyOptimizer, attac
 from disttrain.training.agreement import Agreement
 from disttrain.training.buffers import settle_buffers
 from disttrain.training.meeting import Meeting
-from disttrain.training.resume import newest_agreed, refuse_other_run
+from disttrain.training.resume import keeps_its_own, newest_agreed, refuse_other_run, what_workers_own
 from disttrain.training.seeds import seed_model, seed_worker
 from disttrain.training.state import TrainingState
 from disttrain.training.stopping import Stopping
@@ -99,12 +99,7 @@ class Session:
     def prepare(
         self, module: nn.Module, optimizer: Optimizer | None = None, scaler: torch.amp.GradScaler | None = None
     ) -> tuple[PreparedModule, StrategyOptimizer]:
-        """Put strategy, schedule and clipping around a module and its optimizer (None: the config's).
-
-        Args:
-            module: what is trained.
-            optimizer: None: the config's.
-            scaler: what multiplies the loss, if anything does.
+        """Put strategy, schedule and clipping around a module and its optimizer (None: the config's); a scaler scales the loss.
 
         Raises:
             UserError: if the module or the optimizer cannot be trained so.
@@ -151,13 +146,14 @@ class Session:
         facts = snapshot.shared_facts
         for key, old, new in refuse_other_run(facts["config"], self.config.model_dump(mode="json")):
             self.display.say(f"note: {key} is {new} now, was {old}")
-        if facts["workers"] != self.world.size and (own := self._what_workers_own()):
+        if facts["workers"] != self.world.size and (own := what_workers_own(self.config, self.strategy)):
             raise UserError(
                 f"the checkpoint of step {step} is of {facts['workers']} workers, this run has {self.world.size}: under "
                 f"{own} of its own, so their number must stay"
             )
         try:
-            self._state.restore(snapshot, self._load_everybody(step, snapshot))
+            alone = keeps_its_own(snapshot, self.config, self.strategy, self.world.size)
+            self._state.restore(snapshot, None if alone else self._store.load_everybody(step, facts["workers"]))
         except (CheckpointError, ValueError) as error:
             raise UserError(str(error)) from error
         self.world.traffic.restore(snapshot.local_facts["traffic"])
@@ -175,26 +171,6 @@ class Session:
         furthest = self.world.gather(torch.tensor([[self.step]], device=self.device)).max()
         self._no_checkpoint_until = int(furthest)  # workers without lockstep may have stopped at different steps
         self.display.say(f"continuing from step {step} of {self._store.directory}")
-
-    def _load_everybody(self, step: int, snapshot: Snapshot) -> list[dict[str, Tensor]] | None:
-        """What was each worker's own, if this worker cannot simply take over what was its own."""
-        facts, settings = snapshot.shared_facts, self.config.strategy.model_dump(mode="json")
-        kinds = {name.removeprefix("strategy.") for name in snapshot.local if name.startswith("strategy.")}
-        alike = (
-            facts["workers"] == self.world.size
-            and facts["config"]["strategy"].get("feedback") == settings.get("feedback")
-            and kinds == self.strategy.local.keys()
-        )
-        if alike or not self.strategy.replicated or not self.strategy.local:
-            return None
-        return self._store.load_everybody(step, facts["workers"])
-
-    def _what_workers_own(self) -> str:
-        """Why the number of workers cannot change, if there is a reason."""
-        if not self.strategy.replicated:
-            return f"strategy.name={self.config.strategy.name} each worker has a model"
-        name = self.config.partition.name
-        return "" if name == "none" else f"partition.name={name} each worker has samples"
 
     def _open_records(self, step: int) -> None:
         if self.world.rank != 0:

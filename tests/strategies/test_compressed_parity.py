@@ -41,8 +41,10 @@ def test_every_compressor(parity, compressor, reducer):
     parity(compressed(compressor, Feedback() if isinstance(compressor, QSGD) else EF14(), reducer), sizes=(4,))
 
 
-def test_weighted_workers(parity):
-    parity(compressed(Int8(), EF21W((1.0, 2.0, 3.0, 4.0)), "gather"), sizes=(4,))
+@pytest.mark.parametrize("size", [2, 4, 5])
+@pytest.mark.parametrize("reducer", ["gather", "two_phase"])
+def test_weighted_workers(parity, size, reducer):
+    parity(compressed(Int8(), EF21W((1.0, 2.0, 3.0, 4.0, 5.0)[:size]), reducer), sizes=(size,))
 
 
 def test_after_a_dense_warmup_an_all_reduce_remains(parity):
