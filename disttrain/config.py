@@ -82,6 +82,14 @@ class RunConfig(Config):
     launch: LaunchConfig = LaunchConfig()
     """What the workers run on, and how they reach each other."""
 
+    @field_validator("training")
+    @classmethod
+    def _long_enough(cls, value: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
+        strategy = info.data.get("strategy")
+        if strategy is not None:
+            strategy.check_steps(value.steps)
+        return value
+
     @field_validator("run")
     @classmethod
     def _resuming_finds_the_run(cls, value: RunFolderConfig, info: ValidationInfo) -> RunFolderConfig:

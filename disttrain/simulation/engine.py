@@ -70,7 +70,7 @@ class Engine:
     def _reduce(self, gradients: Tensor) -> Tensor:
         """What the optimizers see: ``[N, d]``, or ``[1, d]`` where it is the same for all."""
         strategy = self.strategy
-        if not strategy.reduces_gradients:
+        if not strategy.gradients_due:
             return gradients
         if strategy.gradients is None:
             return self._reduce_whole(gradients)

@@ -284,6 +284,7 @@ class Simulation:
                 "skipped_steps": self._step - int(optimizer.updates.min()),
                 "consensus_distance": consensus_distance(self._replicas.x),
             }
+            | self._strategy.metrics
             | measured,
             (self._config.training.steps - self._step) * seconds_per_step,
         )

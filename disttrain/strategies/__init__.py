@@ -5,17 +5,41 @@ from disttrain.strategies.base import Strategy, StrategyConfig, strategies
 from disttrain.strategies.compressed import Compressed, CompressedConfig
 from disttrain.strategies.ddp import DDP, DDPCastConfig, DDPConfig
 from disttrain.strategies.local import LocalConfig
+from disttrain.strategies.local_updates import (
+    CO2Config,
+    CoCoDSGDConfig,
+    DiLoCo,
+    DiLoCoConfig,
+    EagerDiLoCoConfig,
+    LocalSGDConfig,
+    OneBehind,
+    OverlapLocalSGD,
+    OverlapLocalSGDConfig,
+    SlowMoConfig,
+    StreamingDiLoCoConfig,
+)
 
 __all__ = [
     "DDP",
+    "CO2Config",
+    "CoCoDSGDConfig",
     "Compressed",
     "CompressedConfig",
     "DDPCastConfig",
     "DDPConfig",
+    "DiLoCo",
+    "DiLoCoConfig",
+    "EagerDiLoCoConfig",
     "GradientCompression",
     "LocalConfig",
+    "LocalSGDConfig",
+    "OneBehind",
+    "OverlapLocalSGD",
+    "OverlapLocalSGDConfig",
+    "SlowMoConfig",
     "Strategy",
     "StrategyConfig",
+    "StreamingDiLoCoConfig",
     "compress_gradients",
     "strategies",
 ]

@@ -27,19 +27,28 @@ from disttrain.worlds.torch_world import TorchWorld
 class PreparedModule(nn.Module):
     """The user's module as its strategy runs it: called the same way, with ``no_sync()`` and an un-prefixed ``state_dict``.
 
+    Args:
+        module: the user's module.
+        strategy: says whether gradients are due.
+        ddp: the module in DDP, where gradients are ever exchanged.
+
     Attributes:
         module: the user's module.
     """
 
-    def __init__(self, module: nn.Module, ddp: DistributedDataParallel | None) -> None:
+    def __init__(self, module: nn.Module, strategy: Strategy, ddp: DistributedDataParallel | None) -> None:
         super().__init__()
         self.module = module
+        self._strategy = strategy
         self.__dict__["_ddp"] = ddp  # past nn.Module's registry: the parameters must not appear twice
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The user's forward pass."""
-        runner = self.module if self.__dict__["_ddp"] is None else self.__dict__["_ddp"]
-        return runner(*args, **kwargs)
+        ddp = self.__dict__["_ddp"]
+        if ddp is None:
+            return self.module(*args, **kwargs)
+        with nullcontext() if self._strategy.gradients_due else ddp.no_sync():
+            return ddp(*args, **kwargs)
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Inside it, backward accumulates this worker's own gradients and nothing is exchanged."""
@@ -196,10 +205,10 @@ def attach(module: nn.Module, strategy: Strategy, world: TorchWorld, seed: int =
     start_alike(module, flat, world)
     strategy.begin(flat.x, flat.layout, world, seed)
     if not strategy.reduces_gradients:
-        return PreparedModule(module, None)
+        return PreparedModule(module, strategy, None)
     ddp = _ddp(module, strategy, world)
     ddp.register_comm_hook(None, GradientHook(strategy, flat.parameters, world).reduce)
-    return PreparedModule(module, ddp)
+    return PreparedModule(module, strategy, ddp)
 
 
 def start_alike(module: nn.Module, flat: FlatParameters, world: TorchWorld) -> None:

@@ -29,6 +29,8 @@ class Strategy:
     """How gradients are averaged; None if they are not, or if ``reduce`` is the strategy's own."""
     replicated: bool = False
     """Whether parameters and optimizer state are equal on all workers after every step."""
+    one_result: bool = False
+    """Whether ``evaluation()`` is equal on all workers in mid-run, as it is if they are replicated."""
     lockstep: bool = False
     """Whether no worker can be more than a round ahead of another, so that all can agree on a step to stop after."""
     find_unused_parameters: bool = False
@@ -68,6 +70,14 @@ class Strategy:
         """
         return values
 
+    def say(self, facts: Tensor) -> None:
+        """Send these float64 facts ``[L, k]``, always as many, with the next round's exchange, unless newer ones come before."""
+        raise NotImplementedError(f"{type(self).__name__} has no rounds")
+
+    def hear(self) -> Tensor | None:
+        """The workers' mean ``[1, k]`` of such facts, in the steps in which some have arrived; the same steps on all workers."""
+        raise NotImplementedError(f"{type(self).__name__} has no rounds")
+
     def evaluation(self) -> Tensor:
         """The parameters ``[1, d]`` that are validated and exported in mid-run."""
         return self.x[:1]
@@ -103,6 +113,21 @@ class Strategy:
         return self.reducer is not None or type(self).reduce is not Strategy.reduce
 
     @property
+    def agrees_by_round(self) -> bool:
+        """Whether small facts travel with the rounds' exchanges, by ``say`` and ``hear``, rather than at once, by ``agree``."""
+        return False
+
+    @property
+    def gradients_due(self) -> bool:
+        """Whether gradients are reduced in this step, if they ever are; drivers ask before backward."""
+        return self.reduces_gradients
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What is worth recording of the exchange, now."""
+        return {}
+
+    @property
     def shared(self) -> dict[str, Tensor]:
         """State ``[1, ...]`` equal on all workers; saved once. Restored by copying into these very tensors."""
         return {}
@@ -119,6 +144,9 @@ class StrategyConfig(ComponentConfig):
     buffers: Literal["local", "average", "recalibrate"] = "local"
     """What becomes of buffers such as BatchNorm's statistics: `local`: each worker keeps its own, and worker 0's are exported;
     `average`: their mean (integer ones aside) is exported; `recalibrate`: recomputed at the end, from training batches."""
+
+    def check_steps(self, steps: int) -> None:
+        """Raise ValueError if a run of so many steps makes no sense."""
 
     def build(self) -> Strategy:
         """The strategy itself, not begun."""

@@ -75,7 +75,7 @@ def validate(session: Session, dataset: Dataset, objective: Objective) -> dict[s
     with session.evaluating() as module:
         for step in range(batches):
             indices = order.batch_indices(step, batch_size)
-            if session.strategy.replicated:
+            if session.strategy.replicated or session.strategy.one_result:
                 indices = share(indices, world.rank, world.size)
             inputs, targets = _to(session.device, dataset.batch(indices))
             with _autocast(session):

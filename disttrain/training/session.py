@@ -253,16 +253,16 @@ class Session:
         return self.step >= self.config.training.steps and not self.stopping.apart  # else another worker has not
 
     def merge(self, batches: Iterator[Any] | None = None) -> nn.Module:
-        """Turn a completed run's live parameters into its result; a stopped run's stay as they are. Returns the module.
+        """Turn the live parameters into the run's result, a stopped run's into what it would validate. Returns the module.
 
         Args:
             batches: training inputs for ``strategy.buffers=recalibrate``.
         """
         module = self.model.module
+        result = self.strategy.finish() if self.completed else self.strategy.evaluation()
+        if result.data_ptr() != self.strategy.x.data_ptr():
+            self.strategy.x.copy_(result)
         if self.completed:
-            result = self.strategy.finish()
-            if result.data_ptr() != self.strategy.x.data_ptr():
-                self.strategy.x.copy_(result)
             own = {name: buffer[None] for name, buffer in module.named_buffers()}
             settle_buffers(self.config.strategy.buffers, module, own, self.world, batches)
         return module
@@ -337,7 +337,7 @@ class Session:
         seconds_left = (self.config.training.steps - self.step) * (now - self._logged_at) / max(1, self.step - self._logged_step)
         self._logged_at, self._logged_step, self._logged_tokens = now, self.step, self._tokens
         how = {"compute": "emulated"} if self.emulated else {}
-        extra, self._extra = {**self._extra, **self._interface.counts(), **how}, {}
+        extra, self._extra = self._extra | self._agreement.metrics | self.strategy.metrics | self._interface.counts() | how, {}
         if self.flops_per_token and self.peak_flops:
             extra["mfu"] = speed * self.flops_per_token / (self.peak_flops * self.world.size)
         traffic, counts = self.world.traffic, self.optimizer.counts

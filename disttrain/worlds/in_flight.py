@@ -27,11 +27,16 @@ class InFlight:
         traffic: counts the seconds that :meth:`take` waits.
         job: what was started.
         lent: the job's arguments, to be held against a copy if the world is in debug mode; else nothing.
+
+    Attributes:
+        seconds: that the job took, waiting for its turn aside; of rows, which wait for nobody, 0.
+        waited_seconds: that :meth:`take` waited for it.
     """
 
     def __init__(self, traffic: Traffic, job: Callable[..., Any], lent: tuple[Any, ...] = ()) -> None:
         self.job, self._traffic, self._future, self._taken = job, traffic, Future[Any](), False
         self._lent = [(each, each.clone()) for each in tensors_in(lent)]
+        self.seconds = self.waited_seconds = 0.0
 
     def take(self, timeout_seconds: float | None = None) -> Any:
         """Wait for the result, and return it.
@@ -50,7 +55,9 @@ class InFlight:
         try:
             result = self._future.result(timeout_seconds)
         finally:
-            self._traffic.expose(time.perf_counter() - start)
+            waited = time.perf_counter() - start
+            self.waited_seconds += waited
+            self._traffic.expose(waited)
         self._taken = True
         self._check_lent()
         return result
@@ -82,9 +89,12 @@ class InFlight:
 
     def run(self, arguments: tuple[Any, ...], debug: bool) -> BaseException | None:
         """Do the job now, for the lane; returns what it raised."""
+        start = time.perf_counter()
         try:
             with torch.no_grad():
-                self._future.set_result(_owned(self.job(*arguments), self.job) if debug else self.job(*arguments))
+                result = _owned(self.job(*arguments), self.job) if debug else self.job(*arguments)
+            self.seconds = time.perf_counter() - start  # before anybody can take the result
+            self._future.set_result(result)
         except BaseException as error:
             self.fail(error)
             return error

@@ -94,5 +94,6 @@ class StackedLane(StackedWorld):
         in_flight = InFlight(self.traffic, job, arguments if self.debug else ())
         self._busy = True
         in_flight.run(arguments, self.debug)
+        in_flight.seconds = 0.0  # nothing was sent
         self._busy = False
         return in_flight

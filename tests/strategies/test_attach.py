@@ -120,7 +120,7 @@ def counted_locally(world):
     optimizer = StrategyOptimizer(torch.optim.SGD(module.parameters(), 0.1), strategy)
     from disttrain.strategies.attach import PreparedModule
 
-    train(PreparedModule(module, None), optimizer, world.rank)
+    train(PreparedModule(module, strategy, None), optimizer, world.rank)
     return calls, world.traffic.collectives
 
 

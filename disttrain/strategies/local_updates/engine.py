@@ -1,0 +1,252 @@
+"""Local updates: workers train alone for a round, then exchange what they have changed, perhaps while the next round goes on.
+
+The engine keeps what all methods have: the anchor, from which rounds begin and which is equal on all workers; the outer momentum;
+one reduction in flight for each fragment, on a lane of its own; the schedule of a round; and all of that in checkpoints, a
+reduction in flight included. A method says what happens where a round closes, and where its reduction lands.
+
+What is exchanged is the delta: parameters at the start minus parameters at the end of the round, in float32. Where all workers
+began at the same anchor its mean is as good as that of the parameters, rounds less, and can be compressed.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from disttrain.compression.reduce import Dense
+from disttrain.parameters import Layout
+from disttrain.strategies.base import Strategy, StrategyConfig
+from disttrain.strategies.local_updates.fragments import Fragment, fragments_of
+from disttrain.strategies.local_updates.outer import OuterStep
+from disttrain.worlds.in_flight import InFlight
+from disttrain.worlds.traffic import all_reduce_wire_bytes
+from disttrain.worlds.world import World
+
+
+class LocalUpdates(Strategy):
+    """The engine; a subclass defines :meth:`close` and :meth:`land`.
+
+    Args:
+        period: τ, local steps in a round.
+        outer: what becomes of the mean delta.
+        delay: local steps from a round's end to the landing of its exchange, from 0 to ``period``.
+        warmup_steps: local steps at the start in which gradients are averaged instead, as in DDP.
+        fragments: parts of the parameters, whose rounds close one after another.
+
+    Raises:
+        ValueError: if these do not fit together; in :meth:`begin`, if there are fewer layers than fragments.
+    """
+
+    lockstep = one_result = True
+
+    def __init__(self, period: int, outer: OuterStep, delay: int = 0, warmup_steps: int = 0, fragments: int = 1) -> None:
+        if period < 1:
+            raise ValueError(f"period must be at least 1, got {period}")
+        if not 0 <= delay <= period:
+            raise ValueError(f"delay must be from 0 to period={period}, for one exchange is in flight at a time, got {delay}")
+        if warmup_steps < 0 or fragments < 1:
+            raise ValueError(f"warmup_steps must be at least 0 and fragments at least 1, got {warmup_steps} and {fragments}")
+        self.period, self.outer, self.delay = period, outer, delay
+        self.warmup_steps, self._num_fragments = warmup_steps, fragments
+        if warmup_steps:
+            self.reducer = Dense()
+
+    def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
+        """Lay out the states; the first round begins here, or after the warm-up."""
+        super().begin(x, layout, world, seed)
+        self.fragments = fragments_of(layout, self._num_fragments, self.period)
+        self.lane = world.lane("deltas")
+        self.dtype = torch.promote_types(x.dtype, torch.float32)
+        self.anchor = x[:1].to(self.dtype, copy=True)
+        self.momentum = torch.zeros_like(self.anchor) if self.outer.momentum else self.anchor.new_zeros(1, 0)
+        self._steps = torch.zeros(1, 1, dtype=torch.int64)
+        self._flights: list[InFlight | None] = [None for _ in self.fragments]
+        self._landed: Tensor | None = None  # what came of the flights that a checkpoint had to wait for
+        self._has_landed = torch.zeros(1, len(self.fragments), dtype=torch.bool)
+        self._said: Tensor | None = None
+        self._heard: Tensor | None = None
+        self._clipped = self.anchor.new_zeros(1, 1)
+        self._seconds_in_flight = self._seconds_waited = 0.0
+
+    # --- the schedule ------------------------------------------------------------------------------------------------
+
+    @property
+    def gradients_due(self) -> bool:
+        """Whether this step is of the warm-up."""
+        return int(self._steps) < self.warmup_steps
+
+    @property
+    def agrees_by_round(self) -> bool:
+        """After the warm-up, in which workers meet in every step anyway."""
+        return not self.gradients_due
+
+    @property
+    def steps(self) -> int:
+        """Local steps since the warm-up; negative in it."""
+        return int(self._steps) - self.warmup_steps
+
+    def after_step(self) -> None:
+        """Land and close what is due."""
+        self._steps += 1
+        if self.steps == 0:
+            self.open()
+        for fragment in self.fragments:
+            due = 0 < self.delay < min(self.period, self.steps)
+            if due and self._since_close(fragment, self.steps - self.delay) == 0:
+                self.land(fragment)
+            if self.steps > 0 and self._since_close(fragment, self.steps) == 0:
+                self.close(fragment)
+
+    def _since_close(self, fragment: Fragment, steps: int) -> int:
+        """Local steps that the round of a fragment is old, after ``steps`` of them."""
+        return (steps + fragment.lead) % self.period if steps + fragment.lead >= self.period else steps
+
+    def open(self) -> None:
+        """The first round begins: all workers' parameters are still equal."""
+        self.anchor.copy_(self.x[:1])
+
+    def close(self, fragment: Fragment) -> None:
+        """A fragment's round is full: post it. With no delay it lands here too; with one of a whole round, the last one does."""
+        raise NotImplementedError(f"{type(self).__name__} must define close()")
+
+    def land(self, fragment: Fragment) -> None:
+        """A fragment's exchange is due, in the middle of a round."""
+        raise NotImplementedError(f"{type(self).__name__} must define land()")
+
+    # --- the exchange ------------------------------------------------------------------------------------------------
+
+    def post(self, fragment: Fragment, delta: Tensor) -> None:
+        """Start to average a fragment's deltas ``[L, d_f]``, which the lane may overwrite."""
+        assert self._flights[fragment.number] is None, "one exchange in flight at a time"
+        self._flights[fragment.number] = self.lane.start(self._average, delta, self._said)
+
+    def _average(self, delta: Tensor, said: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """On the lane: the mean delta ``[1, d_f]``, and that of the facts."""
+        return self.lane.mean(delta), None if said is None else self.lane.mean(said)
+
+    def take(self, fragment: Fragment) -> Tensor | None:
+        """The mean delta ``[1, d_f]`` that is due; None if nothing was posted."""
+        if bool(self._has_landed[0, fragment.number]):
+            assert self._landed is not None
+            mean = fragment.of(self._landed).clone()
+            self._has_landed[0, fragment.number] = False
+            if not self._has_landed.any():
+                self._landed = None
+            return mean
+        flight, self._flights[fragment.number] = self._flights[fragment.number], None
+        return None if flight is None else self._receive(flight)
+
+    def _receive(self, flight: InFlight) -> Tensor:
+        mean: Tensor
+        mean, heard = flight.take()
+        self._seconds_waited += flight.waited_seconds
+        self._seconds_in_flight += flight.seconds
+        self._heard = self._heard if heard is None else heard
+        return mean
+
+    def apply(self, fragment: Fragment, mean: Tensor) -> Tensor:
+        """The outer step of a fragment's anchor with a mean delta ``[1, d_f]``; returns how far it moved ``[1, d_f]``."""
+        momentum = fragment.of(self.momentum) if self.outer.momentum else self.momentum
+        move, momentum, self._clipped = self.outer(mean, momentum)
+        if self.outer.momentum:
+            fragment.put(self.momentum, momentum)
+        fragment.put(self.anchor, fragment.of(self.anchor) - move)
+        return move
+
+    # --- what leaves the strategy ------------------------------------------------------------------------------------
+
+    def evaluation(self) -> Tensor:
+        """The anchor; in the warm-up the parameters themselves, which are equal."""
+        return self.x[:1] if self.steps < 0 else self.anchor.to(self.x.dtype)
+
+    def finish(self) -> Tensor:
+        """Land what is in flight, close the rounds that are open, and return the anchor; training cannot go on after that."""
+        if self.steps < 0:
+            return self.x[:1]
+        for fragment in self.fragments:
+            self.drain(fragment, self._since_close(fragment, self.steps))
+        return self.evaluation()
+
+    def drain(self, fragment: Fragment, steps: int) -> None:
+        """Land a fragment's exchange, and close its round, ``steps`` local steps old, without delay."""
+        raise NotImplementedError(f"{type(self).__name__} must define drain()")
+
+    def agree(self, values: Tensor) -> Tensor:
+        """The mean over all workers, at once."""
+        return self.world.mean(values)
+
+    def say(self, facts: Tensor) -> None:
+        """These facts ``[L, k]`` travel with the next exchange, unless newer ones come before."""
+        self._said = facts
+
+    def hear(self) -> Tensor | None:
+        """The workers' mean ``[1, k]`` of facts, if some have landed since the last call."""
+        heard, self._heard = self._heard, None
+        return heard
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """How many rounds have landed, and of the time that exchanges took, which share was hidden behind computation."""
+        values = {
+            "anchor_norm": float(torch.linalg.vector_norm(self.evaluation())),
+            "fraction_clipped": float(self._clipped),
+        }
+        if self._seconds_in_flight > 0:
+            values["communication_seconds"] = self._seconds_in_flight
+            values["overlap_ratio"] = max(0.0, 1 - self._seconds_waited / self._seconds_in_flight)
+        return values
+
+    # --- states ------------------------------------------------------------------------------------------------------
+
+    @property
+    def shared(self) -> dict[str, Tensor]:
+        """Anchor, outer momentum, how many steps were made, and what has landed early; waits for what is in flight."""
+        self._settle()
+        states = {"anchor": self.anchor, "momentum": self.momentum, "steps": self._steps}
+        if self.delay:
+            self._landed = torch.zeros_like(self.anchor) if self._landed is None else self._landed
+            states |= {"landed": self._landed, "has_landed": self._has_landed}
+        return states
+
+    def _settle(self) -> None:
+        """Wait for all that is in flight, and keep it for when it is due."""
+        for fragment in self.fragments:
+            if self._flights[fragment.number] is None:
+                continue
+            if self._landed is None:
+                self._landed = torch.zeros_like(self.anchor)
+            mean = self.take(fragment)
+            assert mean is not None
+            fragment.put(self._landed, mean)
+            self._has_landed[0, fragment.number] = True
+
+    @property
+    def temporary_copies(self) -> float:
+        """The deltas, on their way."""
+        return 1.0
+
+    @property
+    def description(self) -> str:
+        """What a round is, and what it sends."""
+        sent = all_reduce_wire_bytes(self.layout.d * self.dtype.itemsize, self.world.size)
+        how = "waited for" if self.delay == 0 else f"landing {self.delay} local steps later"
+        return f"every {self.period} local steps: {sent:,} bytes per worker, {how}"
+
+
+class LocalUpdatesConfig(StrategyConfig):
+    """What all methods have."""
+
+    period: int = Field(48, ge=1)
+    """τ: local steps in a round."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps at the start in which gradients are averaged, as under ddp."""
+
+    def check_steps(self, steps: int) -> None:
+        """At least one round must be complete."""
+        if steps < self.warmup_steps + self.period:
+            warmup = f" after strategy.warmup_steps={self.warmup_steps}" if self.warmup_steps else ""
+            raise ValueError(
+                f"steps={steps} is less than a round: workers would first exchange anything after strategy.period={self.period} "
+                f"steps{warmup}; take a shorter period, or strategy.name=local"
+            )
