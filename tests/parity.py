@@ -11,7 +11,7 @@ would amplify a last bit's difference within steps. Both worlds are in debug mod
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,16 +135,25 @@ def compare(recordings: list[Recording], build_strategy: BuildStrategy, toleranc
     return worst
 
 
+def record_each(world: TorchWorld, builds: Sequence[BuildStrategy], wide: bool) -> list[Recording]:
+    return [record(world, build, wide) for build in builds]
+
+
+def check_size(by_worker: list[list[Recording]], builds: Sequence[BuildStrategy], tolerance: float, wide: bool) -> float:
+    """The worst of all strategies."""
+    by_strategy = zip(*by_worker, strict=True)
+    return max(compare(list(each), build, tolerance, wide) for each, build in zip(by_strategy, builds, strict=True))
+
+
 @pytest.fixture
 def parity(workers: Callable[..., Any]) -> Callable[..., list[float]]:
-    """``parity(build_strategy, tolerance=0.0, sizes=(2, 4, 5), wide=False)``; the worst difference per step for each size.
+    """``parity(*strategies, tolerance=0.0, sizes=(2, 4, 5), wide=False)``; the worst difference per step for each size.
 
-    ``wide`` takes a model of two DDP buckets, which DDP cuts anew after its first backward.
+    Several strategies run one after another in the same processes. ``wide`` takes a model of two DDP buckets, which DDP cuts anew
+    after its first backward.
     """
 
-    def check(
-        build_strategy: BuildStrategy, tolerance: float = 0.0, sizes: tuple[int, ...] = SIZES, wide: bool = False
-    ) -> list[float]:
-        return [compare(workers(size, record, build_strategy, wide), build_strategy, tolerance, wide) for size in sizes]
+    def check(*builds: BuildStrategy, tolerance: float = 0.0, sizes: tuple[int, ...] = SIZES, wide: bool = False) -> list[float]:
+        return [check_size(workers(size, record_each, builds, wide), builds, tolerance, wide) for size in sizes]
 
     return check

@@ -16,10 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from disttrain.compression.base import Compressor
 from disttrain.compression.feedback import Feedback
+from disttrain.compression.mean import ReducerName
 from disttrain.compression.power_sgd import PowerSGD
 from disttrain.parameters import lay_out
 from disttrain.strategies.attach import GradientHook
-from disttrain.strategies.compressed import Compressed, ReducerName
+from disttrain.strategies.compressed import Compressed
 from disttrain.worlds.torch_world import TorchWorld
 from disttrain.worlds.traffic import Traffic
 

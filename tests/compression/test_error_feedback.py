@@ -152,7 +152,7 @@ def test_the_mean_estimate_is_the_mean_of_the_estimates_and_what_servers_owe(nam
     for each in gradients(4, steps=40):
         seen = step(strategy, each)
     owed = strategy.local["server_error"].flatten()[:D] if reducer == "two_phase" else 0.0
-    weighted = (strategy.local["estimate"] * strategy.weights[:, None]).mean(0)
+    weighted = (strategy.local["estimate"] * strategy.mean.weights[:, None]).mean(0)
     assert (weighted - strategy.shared["mean_estimate"][0] - owed).abs().max() < 1e-12
     assert torch.equal(seen, strategy.shared["mean_estimate"][0])
     assert reducer == "gather" or owed.abs().max() > 1e-3
@@ -258,7 +258,7 @@ def test_payloads_that_are_gathered_now_take_over_the_servers_errors():
 
 def servers_errors(strategy):
     """The error of the mean of each parameter, put together from the servers' parts."""
-    parts = [strategy.exchange.sizes(unit, strategy.world.size)["server_error"] for unit in strategy.layout.units]
+    parts = [strategy.mean.exchange.sizes(unit, strategy.world.size)["server_error"] for unit in strategy.layout.units]
     by_unit = strategy.local["server_error"].split(parts, dim=-1)
     return [part.flatten()[: unit.numel] for unit, part in zip(strategy.layout.units, by_unit, strict=True)]
 
@@ -267,7 +267,7 @@ def owed_by_estimates(strategy):
     """mean hᵢ − h − the servers' errors, which must stay zero: else h is wrong by that for ever."""
     if "estimate" not in strategy.local:
         return 0.0
-    weighted = (strategy.local["estimate"] * strategy.weights[:, None]).mean(0)
+    weighted = (strategy.local["estimate"] * strategy.mean.weights[:, None]).mean(0)
     owed = torch.cat(servers_errors(strategy)) if "server_error" in strategy.local else 0.0
     return float((weighted - strategy.shared["mean_estimate"][0] - owed).abs().max())
 

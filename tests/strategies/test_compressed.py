@@ -209,7 +209,7 @@ def sends_with_unused(world):
         optimizer.step()
         optimizer.zero_grad()
     (unit,) = [unit for unit in strategy.layout.units if unit.name == "odd.weight"]
-    left = strategy.memory.of(unit)[0]["error"].view(3, 16)
+    left = strategy.mean.memory.of(unit)[0]["error"].view(3, 16)
     return start - module.odd.weight.detach(), total, left
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from disttrain.compression.mean import CompressedMean
 from disttrain.strategies.base import strategies
 from disttrain.strategies.local_updates.engine import LocalUpdates, LocalUpdatesConfig
 from disttrain.strategies.local_updates.fragments import Fragment
@@ -25,15 +26,23 @@ class DiLoCo(LocalUpdates):
         mix: how much of the live parameters stays when the exchange lands; 0: workers go on from the anchor.
         warmup_steps: see :class:`LocalUpdates`.
         fragments: see :class:`LocalUpdates`.
+        compression: see :class:`LocalUpdates`.
 
     Raises:
         ValueError: if these do not fit together.
     """
 
     def __init__(
-        self, period: int, outer: OuterStep, delay: int = 0, mix: float = 0.0, warmup_steps: int = 0, fragments: int = 1
+        self,
+        period: int,
+        outer: OuterStep,
+        delay: int = 0,
+        mix: float = 0.0,
+        warmup_steps: int = 0,
+        fragments: int = 1,
+        compression: CompressedMean | None = None,
     ) -> None:
-        super().__init__(period, outer, delay, warmup_steps, fragments)
+        super().__init__(period, outer, delay, warmup_steps, fragments, compression)
         if not 0 <= mix <= 1:
             raise ValueError(f"mix must be from 0 to 1, got {mix}")
         if delay == period:
@@ -73,7 +82,7 @@ class LocalSGDConfig(LocalUpdatesConfig):
 
     def build(self) -> DiLoCo:
         """The strategy itself."""
-        return DiLoCo(self.period, OuterStep(), warmup_steps=self.warmup_steps)
+        return DiLoCo(outer=OuterStep(), **self.common)
 
 
 @strategies.register
@@ -88,7 +97,7 @@ class SlowMoConfig(LocalUpdatesConfig):
 
     def build(self) -> DiLoCo:
         """The strategy itself."""
-        return DiLoCo(self.period, OuterStep(self.outer_lr, self.outer_momentum), warmup_steps=self.warmup_steps)
+        return DiLoCo(outer=OuterStep(self.outer_lr, self.outer_momentum), **self.common)
 
 
 @strategies.register
@@ -137,4 +146,4 @@ class StreamingDiLoCoConfig(DiLoCoConfig):
     def build(self) -> DiLoCo:
         """The strategy itself."""
         outer = OuterStep(self.outer_lr, self.outer_momentum, nesterov=True)
-        return DiLoCo(self.period, outer, self.delay, self.mix, self.warmup_steps, self.fragments)
+        return DiLoCo(outer=outer, delay=self.delay, mix=self.mix, fragments=self.fragments, **self.common)

@@ -10,13 +10,19 @@ began at the same anchor its mean is as good as that of the parameters, rounds l
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 from torch import Tensor
 
+from disttrain.compression.base import CompressorConfig
+from disttrain.compression.mean import CompressedMean, CompressedMeanConfig
+from disttrain.compression.quantize import IdentityConfig
 from disttrain.compression.reduce import Dense
 from disttrain.parameters import Layout
 from disttrain.strategies.base import Strategy, StrategyConfig
+from disttrain.strategies.local_updates.deltas import DeltaMean
 from disttrain.strategies.local_updates.fragments import Fragment, fragments_of
 from disttrain.strategies.local_updates.outer import OuterStep
 from disttrain.worlds.in_flight import InFlight
@@ -33,6 +39,7 @@ class LocalUpdates(Strategy):
         delay: local steps from a round's end to the landing of its exchange, from 0 to ``period``.
         warmup_steps: local steps at the start in which gradients are averaged instead, as in DDP.
         fragments: parts of the parameters, whose rounds close one after another.
+        compression: of the deltas, with error feedback; None: they are sent as they are.
 
     Raises:
         ValueError: if these do not fit together; in :meth:`begin`, if there are fewer layers than fragments.
@@ -40,7 +47,15 @@ class LocalUpdates(Strategy):
 
     lockstep = one_result = True
 
-    def __init__(self, period: int, outer: OuterStep, delay: int = 0, warmup_steps: int = 0, fragments: int = 1) -> None:
+    def __init__(
+        self,
+        period: int,
+        outer: OuterStep,
+        delay: int = 0,
+        warmup_steps: int = 0,
+        fragments: int = 1,
+        compression: CompressedMean | None = None,
+    ) -> None:
         if period < 1:
             raise ValueError(f"period must be at least 1, got {period}")
         if not 0 <= delay <= period:
@@ -48,7 +63,7 @@ class LocalUpdates(Strategy):
         if warmup_steps < 0 or fragments < 1:
             raise ValueError(f"warmup_steps must be at least 0 and fragments at least 1, got {warmup_steps} and {fragments}")
         self.period, self.outer, self.delay = period, outer, delay
-        self.warmup_steps, self._num_fragments = warmup_steps, fragments
+        self.warmup_steps, self._num_fragments, self._compression = warmup_steps, fragments, compression
         if warmup_steps:
             self.reducer = Dense()
 
@@ -59,6 +74,7 @@ class LocalUpdates(Strategy):
         self.lane = world.lane("deltas")
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         self.anchor = x[:1].to(self.dtype, copy=True)
+        self.deltas = DeltaMean(self._compression, self.fragments, world, self.anchor, seed)
         self.momentum = torch.zeros_like(self.anchor) if self.outer.momentum else self.anchor.new_zeros(1, 0)
         self._steps = torch.zeros(1, 1, dtype=torch.int64)
         self._flights: list[InFlight | None] = [None for _ in self.fragments]
@@ -119,11 +135,11 @@ class LocalUpdates(Strategy):
     def post(self, fragment: Fragment, delta: Tensor) -> None:
         """Start to average a fragment's deltas ``[L, d_f]``, which the lane may overwrite."""
         assert self._flights[fragment.number] is None, "one exchange in flight at a time"
-        self._flights[fragment.number] = self.lane.start(self._average, delta, self._said)
+        self._flights[fragment.number] = self.lane.start(self._average, fragment, delta, self._said)
 
-    def _average(self, delta: Tensor, said: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """On the lane: the mean delta ``[1, d_f]``, and that of the facts."""
-        return self.lane.mean(delta), None if said is None else self.lane.mean(said)
+    def _average(self, fragment: Fragment, delta: Tensor, said: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """On the lane: the mean delta ``[1, d_f]``, whether it is finite, and the mean of the facts."""
+        return *self.deltas.average(self.lane, fragment, delta), None if said is None else self.lane.mean(said)
 
     def take(self, fragment: Fragment) -> Tensor | None:
         """The mean delta ``[1, d_f]`` that is due; None if nothing was posted."""
@@ -135,11 +151,14 @@ class LocalUpdates(Strategy):
                 self._landed = None
             return mean
         flight, self._flights[fragment.number] = self._flights[fragment.number], None
-        return None if flight is None else self._receive(flight)
+        return None if flight is None else self._receive(fragment, flight)
 
-    def _receive(self, flight: InFlight) -> Tensor:
+    def _receive(self, fragment: Fragment, flight: InFlight) -> Tensor:
         mean: Tensor
-        mean, heard = flight.take()
+        mean, finite, heard = flight.take()
+        if not finite:
+            raise RuntimeError(f"diverged: after {int(self._steps)} steps some worker's parameters are not finite any more")
+        self.deltas.landed(fragment)
         self._seconds_waited += flight.waited_seconds
         self._seconds_in_flight += flight.seconds
         self._heard = self._heard if heard is None else heard
@@ -203,7 +222,7 @@ class LocalUpdates(Strategy):
     def shared(self) -> dict[str, Tensor]:
         """Anchor, outer momentum, how many steps were made, and what has landed early; waits for what is in flight."""
         self._settle()
-        states = {"anchor": self.anchor, "momentum": self.momentum, "steps": self._steps}
+        states = {"anchor": self.anchor, "momentum": self.momentum, "steps": self._steps} | self.deltas.shared
         if self.delay:
             self._landed = torch.zeros_like(self.anchor) if self._landed is None else self._landed
             states |= {"landed": self._landed, "has_landed": self._has_landed}
@@ -222,25 +241,39 @@ class LocalUpdates(Strategy):
             self._has_landed[0, fragment.number] = True
 
     @property
+    def local(self) -> dict[str, Tensor]:
+        """What error feedback keeps of the deltas."""
+        return self.deltas.local
+
+    @property
     def temporary_copies(self) -> float:
         """The deltas, on their way."""
-        return 1.0
+        return self.deltas.temporary_copies
 
     @property
     def description(self) -> str:
         """What a round is, and what it sends."""
-        sent = all_reduce_wire_bytes(self.layout.d * self.dtype.itemsize, self.world.size)
+        sent, ddp = self.deltas.wire_bytes, self.period * all_reduce_wire_bytes(4 * self.layout.numel, self.world.size)
+        share = f", {100 * sent / ddp:.3g}% of DDP's" if ddp else ""
         how = "waited for" if self.delay == 0 else f"landing {self.delay} local steps later"
-        return f"every {self.period} local steps: {sent:,} bytes per worker, {how}"
+        return f"every {self.period} local steps, {self.deltas.description}{how}: {sent:,} bytes per round and worker{share}"
 
 
-class LocalUpdatesConfig(StrategyConfig):
-    """What all methods have."""
+class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
+    """What all methods have; a ``compressor`` other than ``identity`` is for the deltas."""
 
     period: int = Field(48, ge=1)
     """τ: local steps in a round."""
     warmup_steps: int = Field(0, ge=0)
     """Steps at the start in which gradients are averaged, as under ddp."""
+    compressor: SerializeAsAny[CompressorConfig] = IdentityConfig()
+    """What becomes of a delta; what is left of it is fed back into the next."""
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Arguments that all methods have."""
+        compression = None if isinstance(self.compressor, IdentityConfig) else self.build_mean()
+        return {"period": self.period, "warmup_steps": self.warmup_steps, "compression": compression}
 
     def check_steps(self, steps: int) -> None:
         """At least one round must be complete."""

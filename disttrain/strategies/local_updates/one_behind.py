@@ -24,6 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from disttrain.compression.mean import CompressedMean
 from disttrain.parameters import Layout
 from disttrain.strategies.base import strategies
 from disttrain.strategies.local_updates.engine import LocalUpdates, LocalUpdatesConfig
@@ -46,6 +47,7 @@ class OneBehind(LocalUpdates):
         penalty: how much less a stale delta counts.
         warmup_rounds: rounds at the start whose exchange is waited for.
         warmup_steps: see :class:`LocalUpdates`.
+        compression: see :class:`LocalUpdates`.
 
     Raises:
         ValueError: if these do not fit together.
@@ -59,8 +61,9 @@ class OneBehind(LocalUpdates):
         penalty: Penalty | None = None,
         warmup_rounds: int = 0,
         warmup_steps: int = 0,
+        compression: CompressedMean | None = None,
     ) -> None:
-        super().__init__(period, outer, delay=period, warmup_steps=warmup_steps)
+        super().__init__(period, outer, period, warmup_steps, compression=compression)
         if fresh not in get_args(Fresh):
             raise ValueError(f"fresh must be one of {', '.join(get_args(Fresh))}, got {fresh!r}")
         if warmup_rounds < 0:
@@ -147,7 +150,7 @@ class OneBehind(LocalUpdates):
     def local(self) -> dict[str, Tensor]:
         """Where each worker's round began, and its own momentum."""
         states = {"start": self.start, "own_momentum": self.own_momentum}
-        return {name: state for name, state in states.items() if len(state)}
+        return super().local | {name: state for name, state in states.items() if len(state)}
 
 
 @strategies.register
@@ -174,7 +177,7 @@ class CO2Config(LocalUpdatesConfig):
         """The strategy itself."""
         outer = OuterStep(self.outer_lr, self.outer_momentum, clip=Clip(self.clip, self.clip_mode))
         penalty = Penalty(self.penalty, self.penalty_value)
-        return OneBehind(self.period, outer, "wait", penalty, self.warmup_rounds, self.warmup_steps)
+        return OneBehind(outer=outer, penalty=penalty, warmup_rounds=self.warmup_rounds, **self.common)
 
 
 @strategies.register
@@ -190,7 +193,7 @@ class EagerDiLoCoConfig(LocalUpdatesConfig):
     def build(self) -> OneBehind:
         """The strategy itself."""
         outer = OuterStep(self.outer_lr, self.outer_momentum, nesterov=True)
-        return OneBehind(self.period, outer, "share", warmup_steps=self.warmup_steps)
+        return OneBehind(outer=outer, fresh="share", **self.common)
 
 
 @strategies.register
@@ -201,4 +204,4 @@ class CoCoDSGDConfig(LocalUpdatesConfig):
 
     def build(self) -> OneBehind:
         """The strategy itself."""
-        return OneBehind(self.period, OuterStep(), "keep", warmup_steps=self.warmup_steps)
+        return OneBehind(outer=OuterStep(), fresh="keep", **self.common)

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from disttrain.compression.mean import CompressedMean
 from disttrain.strategies.base import strategies
 from disttrain.strategies.local_updates.engine import LocalUpdates, LocalUpdatesConfig
 from disttrain.strategies.local_updates.fragments import Fragment
@@ -24,13 +25,21 @@ class OverlapLocalSGD(LocalUpdates):
         outer: what becomes of the mean of z − x once it has landed.
         pull: how far workers are pulled towards the anchor, in (0, 1].
         warmup_steps: see :class:`LocalUpdates`.
+        compression: see :class:`LocalUpdates`.
 
     Raises:
         ValueError: if these do not fit together.
     """
 
-    def __init__(self, period: int, outer: OuterStep, pull: float = 0.6, warmup_steps: int = 0) -> None:
-        super().__init__(period, outer, delay=period, warmup_steps=warmup_steps)
+    def __init__(
+        self,
+        period: int,
+        outer: OuterStep,
+        pull: float = 0.6,
+        warmup_steps: int = 0,
+        compression: CompressedMean | None = None,
+    ) -> None:
+        super().__init__(period, outer, period, warmup_steps, compression=compression)
         if not 0 < pull <= 1:
             raise ValueError(f"pull must be more than 0 and at most 1, got {pull}")
         self.pull = pull
@@ -68,4 +77,4 @@ class OverlapLocalSGDConfig(LocalUpdatesConfig):
 
     def build(self) -> OverlapLocalSGD:
         """The strategy itself."""
-        return OverlapLocalSGD(self.period, OuterStep(momentum=self.outer_momentum), self.pull, self.warmup_steps)
+        return OverlapLocalSGD(outer=OuterStep(momentum=self.outer_momentum), pull=self.pull, **self.common)
