@@ -175,6 +175,8 @@ class Simulation:
     def _say_how(self) -> None:
         if self._strategy.description:
             self._display.say(f"exchange  {self._strategy.description}")
+        if self._strategy.warning:
+            self._display.say(f"warning: {self._strategy.warning}")
         together = "all rows in one step" if self._engine.optimizer.elementwise else "an instance for each worker"
         self._display.say(f"optimizer {together}")
         self._display.say(f"gradients {self.choice.method}: {self.choice.reason}")

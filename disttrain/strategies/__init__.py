@@ -17,6 +17,7 @@ from disttrain.strategies.local_updates import (
     OverlapLocalSGDConfig,
     SlowMoConfig,
     StreamingDiLoCoConfig,
+    suggest_period,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "StreamingDiLoCoConfig",
     "compress_gradients",
     "strategies",
+    "suggest_period",
 ]

@@ -103,6 +103,11 @@ class Strategy:
         return ""
 
     @property
+    def warning(self) -> str:
+        """What may go wrong with these settings, to be said once at the start; empty if nothing is known."""
+        return ""
+
+    @property
     def temporary_copies(self) -> float:
         """Copies of all workers' vectors that :meth:`reduce` needs for a while, beside those of a driver."""
         return 1.0 + self.reducer.temporary_copies if self.reducer is not None else 0.0

@@ -121,6 +121,8 @@ class Session:
             raise UserError(str(error)) from error
         self._state = TrainingState(module, self.optimizer, self.strategy, self.world.rank)
         self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stopping.at)
+        if self.strategy.warning:
+            self._warn(self.strategy.warning)
         seed_worker(training.seed, self.world.rank)
         self._start_clock()
         return self.model, self.optimizer
@@ -225,8 +227,8 @@ class Session:
             self._state.check()
         if self._agreement.stop:
             self.stopping.interrupt(self.step)
-        if self.should_stop:
-            return  # a loop that goes on regardless
+        if self.should_stop:  # a loop that goes on regardless
+            return
         if (log or self.step % self.config.recording.log_every == 0) and self.step < self.stopping.at:
             self._log()  # the last record is written by close, which may have more to say
         every = self.config.checkpoint.every
@@ -294,9 +296,8 @@ class Session:
     def _save(self) -> None:
         config = self.config.model_dump(mode="json")
         facts = {"workers": self.world.size, "tokens": self._tokens, "seconds": self._seconds(), "config": config}
-        own = {
-            "traffic": self.world.traffic.state(),
-            "interface": self._interface.counts(),
+        own: dict[str, Any] = {"traffic": self.world.traffic.state(), "interface": self._interface.counts()}
+        own |= {
             "optimizer_seconds": self.optimizer.seconds,
             "own_loss": self._agreement.own.state(),
             "unlogged_loss": self._agreement.loss.state(),

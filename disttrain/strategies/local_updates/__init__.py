@@ -2,6 +2,7 @@
 
 from disttrain.strategies.local_updates.diloco import DiLoCo, DiLoCoConfig, LocalSGDConfig, SlowMoConfig, StreamingDiLoCoConfig
 from disttrain.strategies.local_updates.engine import LocalUpdates, LocalUpdatesConfig
+from disttrain.strategies.local_updates.guidance import suggest_period
 from disttrain.strategies.local_updates.one_behind import CO2Config, CoCoDSGDConfig, EagerDiLoCoConfig, OneBehind
 from disttrain.strategies.local_updates.outer import Clip, OuterStep
 from disttrain.strategies.local_updates.penalty import Penalty
@@ -24,4 +25,5 @@ __all__ = [
     "Penalty",
     "SlowMoConfig",
     "StreamingDiLoCoConfig",
+    "suggest_period",
 ]

@@ -30,7 +30,7 @@ from disttrain.strategies.base import strategies
 from disttrain.strategies.local_updates.engine import LocalUpdates, LocalUpdatesConfig
 from disttrain.strategies.local_updates.fragments import Fragment
 from disttrain.strategies.local_updates.outer import Clip, ClipMode, OuterStep
-from disttrain.strategies.local_updates.penalty import Penalty, PenaltyName
+from disttrain.strategies.local_updates.penalty import Penalty, PenaltyName, is_stable
 from disttrain.worlds.world import World
 
 Fresh = Literal["wait", "share", "keep"]
@@ -135,6 +135,19 @@ class OneBehind(LocalUpdates):
         if len(self.own_momentum):
             self.own_momentum.copy_(step.momentum)
         return self.anchor - step.move
+
+    @property
+    def warning(self) -> str:
+        """If late deltas may make the anchor diverge, with the numbers."""
+        penalty = self.penalty.expected(self.outer)
+        if self.fresh != "wait" or is_stable(self.outer, penalty):
+            return ""
+        alpha, beta = self.outer.lr, self.outer.momentum
+        return (
+            "outer steps with deltas that are a round late converge only if ακ/Λ < 1 − β, and κ is near 1 where rounds are long: "
+            f"here α/Λ = {alpha:g}/{penalty:.3g} = {alpha / penalty:.3g} and 1 − β = {1 - beta:.3g}; take a smaller "
+            "outer_momentum or outer_lr, or penalty=stable"
+        )
 
     @property
     def metrics(self) -> dict[str, float]:

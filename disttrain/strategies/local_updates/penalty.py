@@ -10,6 +10,7 @@ form of the gap-aware penalty of "Gap Aware Mitigation of Gradient Staleness" (a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -56,8 +57,13 @@ class Penalty:
         if self.name == "gap":
             length = delta_norm()
             return 1 + (moved / length).where(length > 0, 0.0)
-        least = {"none": 1.0, "constant": self.value, "stable": max(1.0, SAFETY * outer.lr / (1 - outer.momentum))}
-        return moved.new_full((1, 1), least[self.name])
+        return moved.new_full((1, 1), self.expected(outer))
+
+    def expected(self, outer: OuterStep) -> float:
+        """Λ in the long run; of ``gap`` while deltas change little, when an outer step is α / (Λ (1 − β)) of them long."""
+        if self.name == "gap":
+            return (1 + math.sqrt(1 + 4 * outer.lr / (1 - outer.momentum))) / 2
+        return {"none": 1.0, "constant": self.value, "stable": max(1.0, SAFETY * outer.lr / (1 - outer.momentum))}[self.name]
 
 
 def is_stable(outer: OuterStep, penalty: float, contraction: float = 1.0) -> bool:
