@@ -279,7 +279,9 @@ class GradientHook:
     def _start(self, bucket: Any) -> torch.futures.Future[Tensor]:
         strategy, buffer = self._strategy, bucket.buffer()
         if strategy.gradients is None:
-            return self._world.start_mean_(buffer)  # torch's own asynchrony
+            lane = next((each for each in strategy.gradient_lanes if len(each.rows)), self._world)
+            assert isinstance(lane, TorchWorld)
+            return lane.start_mean_(buffer)  # torch's own asynchrony
         if strategy.reducer is not None:  # elementwise: the bucket as a whole
             return strategy.gradients.start(self._reduce_whole, buffer).as_torch_future()
         units = [self._units[id(parameter)] for parameter in bucket.parameters()]

@@ -27,6 +27,7 @@ ESSENTIAL = (
     "strategy.period",
     "strategy.fragments",
     "strategy.delay",
+    "strategy.group_size",
     "strategy.warmup_steps",
     "strategy.warmup_rounds",
     "strategy.compressor.name",
