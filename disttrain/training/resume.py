@@ -28,6 +28,7 @@ ESSENTIAL = (
     "strategy.fragments",
     "strategy.delay",
     "strategy.group_size",
+    "strategy.inner",
     "strategy.warmup_steps",
     "strategy.warmup_rounds",
     "strategy.compressor.name",

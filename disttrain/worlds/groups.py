@@ -42,6 +42,11 @@ class Groups:
         self._rounds = self._inside(world, "rounds")
         self._across = [world.lane(f"rounds across place {place}", range(place, world.size, size)) for place in range(size)]
 
+    @property
+    def own_steps(self) -> Lane:
+        """The lane of ``steps`` that this process has a member in; of rows, the first."""
+        return next(lane for lane in self.steps if len(lane.rows))
+
     def _inside(self, world: World, name: str) -> Sequence[Lane]:
         starts = range(0, world.size, self.size)
         return [world.lane(f"{name} inside {first}", range(first, first + self.size)) for first in starts]

@@ -11,7 +11,7 @@ began at the same anchor its mean is as good as that of the parameters, rounds l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
@@ -31,6 +31,7 @@ from disttrain.worlds.in_flight import InFlight
 from disttrain.worlds.traffic import all_reduce_wire_bytes
 from disttrain.worlds.world import Lane, World
 
+Inner = Literal["ddp", "zero1"]
 GROUPS_ARE_DENSE = "take compressor=identity, or group_size=1"
 
 
@@ -294,6 +295,9 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
     group_size: int = Field(1, ge=1)
     """Workers of a replica group: consecutive ranks that average gradients in every step, as under ddp, while groups exchange
     deltas after rounds, each member a part of them; 1: every worker is alone."""
+    inner: Inner = "ddp"
+    """What members of a group divide: ddp: only the batch; zero1: the optimizer's state too (arXiv 1910.02054), parameter by
+    parameter, and of muon, soap and cosmos matrix by matrix (their AdamW's state stays whole)."""
 
     @field_validator("group_size")
     @classmethod
@@ -301,6 +305,13 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
         compressor = info.data.get("compressor")
         if value > 1 and compressor is not None and not isinstance(compressor, IdentityConfig):
             raise ValueError(f"deltas of groups cannot be compressed yet: {GROUPS_ARE_DENSE}")
+        return value
+
+    @field_validator("inner")
+    @classmethod
+    def _shards_among_several(cls, value: Inner, info: ValidationInfo) -> Inner:
+        if value != "ddp" and info.data.get("group_size") == 1:
+            raise ValueError(f"{value} shards inside replica groups, and group_size=1 has none: set group_size, or take ddp")
         return value
 
     def check_world(self, world_size: int) -> None:
