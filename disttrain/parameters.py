@@ -8,7 +8,7 @@ compressor's blocks never straddle two parameters; the entries between are zero 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -96,7 +96,7 @@ def _check_alike(named: list[tuple[str, nn.Parameter]]) -> None:
             )
 
 
-def lay_out(named: list[tuple[str, nn.Parameter]], alignment: int = 1) -> Layout:
+def lay_out(named: Sequence[tuple[str, Tensor]], alignment: int = 1) -> Layout:
     """Parameters one after another, each at a multiple of ``alignment`` entries."""
     units, offset = [], 0
     for name, parameter in named:

@@ -187,11 +187,11 @@ class Run:
             batches: training inputs, for ``strategy.buffers=recalibrate``.
             metrics: for the last record, such as ``validation_loss``.
         """
-        module = self._session.merge(batches)
+        self._session.merge(batches)
         self._session.close(**metrics)
         self._finished = True
         leave_world()
-        return module
+        return self._session.model.module
 
 
 class _Batches:

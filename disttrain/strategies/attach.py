@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -56,6 +57,10 @@ class PreparedModule(nn.Module):
         ddp = self.__dict__["_ddp"]
         return nullcontext() if ddp is None else ddp.no_sync()
 
+    def live(self) -> AbstractContextManager[None]:
+        """Inside it, the strategy's vector and the parameters are the same; here they always are, in one memory."""
+        return nullcontext()
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The user's module's own."""
         return self.module.state_dict(*args, **kwargs)
@@ -93,6 +98,7 @@ class StrategyOptimizer(Optimizer):
         strategy: the one that :func:`attach` begins.
         multiplier: learning rate as a share of the peak at update t = 0, 1, …; None leaves the rates alone.
         clip_norm: gradients of a larger Euclidean norm are scaled down to it; None: never.
+        live: the module's, if it is not in one memory with the strategy's vector.
 
     Raises:
         ValueError: if the optimizer cannot step without a closure, as LBFGS.
@@ -109,10 +115,12 @@ class StrategyOptimizer(Optimizer):
         strategy: Strategy,
         multiplier: Callable[[int], float] | None = None,
         clip_norm: float | None = None,
+        live: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         # Not Optimizer.__init__, which would make parameter groups of its own.
         refuse_closures(optimizer)
         self.inner, self.strategy, self._multiplier, self._clip_norm = optimizer, strategy, multiplier, clip_norm
+        self._live = live
         self._peaks = [group["lr"] for group in optimizer.param_groups]
         self.counts, self.gradient_norm, self.seconds = StepCounts(), float("nan"), 0.0
 
@@ -177,7 +185,8 @@ class StrategyOptimizer(Optimizer):
         else:
             self.counts.consecutive_skips += 1
         if proceed:
-            self.strategy.after_step()
+            with self._live():
+                self.strategy.after_step()
         return loss
 
     def _update(self) -> None:
@@ -194,6 +203,7 @@ class StrategyOptimizer(Optimizer):
     def _clip(self) -> float:
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of shards, the whole's
         if self._clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
         return float(norm)
@@ -315,14 +325,21 @@ def training_mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def parameters_as(x: Tensor, parameters: Tensor) -> Iterator[None]:
-    """Inside it, the live parameters ``x [1, d]`` hold ``parameters [1, d]``; nothing moves where they are the same tensor."""
+def parameters_as(
+    x: Tensor, parameters: Tensor, live: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[None]:
+    """Inside it, the live parameters hold ``parameters [1, d]``; nothing moves where they are ``x [1, d]`` itself.
+
+    ``live`` is the module's: inside it, ``x`` and its parameters are the same.
+    """
     if parameters.data_ptr() == x.data_ptr():
         yield
         return
-    kept = x.clone()
-    x.copy_(parameters)
+    with live():
+        kept = x.clone()
+        x.copy_(parameters)
     try:
         yield
     finally:
-        x.copy_(kept)
+        with live():
+            x.copy_(kept)

@@ -10,8 +10,10 @@ from torch.optim import Optimizer
 from disttrain.component import UserError
 from disttrain.config import RunConfig
 from disttrain.optim import MatrixOptimizer
+from disttrain.optim.matrix_config import MatrixOptimizerConfig
 from disttrain.optim.schedules import ConstantConfig
 from disttrain.strategies.attach import PreparedModule, StrategyOptimizer, attach
+from disttrain.strategies.attach_fsdp import attach_sharded
 from disttrain.strategies.attach_zero import ZeroOptimizer
 from disttrain.strategies.base import Strategy
 from disttrain.strategies.local_updates import LocalUpdates, LocalUpdatesConfig
@@ -35,16 +37,27 @@ def assemble(
     """
     training = config.training
     try:
-        ours, optimizer = optimizer is None, optimizer or config.optimizer.build(module)
-        model = attach(module, strategy, world, training.seed)
-        if isinstance(config.strategy, LocalUpdatesConfig) and config.strategy.inner == "zero1":
-            assert isinstance(strategy, LocalUpdates)
-            optimizer = deal_out(config, strategy, optimizer, ours)
-        elif ours:
-            config.optimizer.share(optimizer, world, strategy.replicated)
-        return model, StrategyOptimizer(optimizer, strategy, _multiplier(config), training.clip_norm)
+        if isinstance(strategy, LocalUpdates) and strategy.sharded:
+            refuse_to_shard(config, optimizer)
+            model: PreparedModule = attach_sharded(module, strategy, world, training.seed)
+            optimizer = config.optimizer.build(module)
+        else:
+            ours, optimizer = optimizer is None, optimizer or config.optimizer.build(module)
+            model = attach(module, strategy, world, training.seed)
+            optimizer = share(config, strategy, world, optimizer, ours)
+        return model, StrategyOptimizer(optimizer, strategy, _multiplier(config), training.clip_norm, model.live)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def share(config: RunConfig, strategy: Strategy, world: TorchWorld, optimizer: Optimizer, ours: bool) -> Optimizer:
+    """Let workers that would step alike divide the work, if that is wanted; returns the optimizer that does."""
+    if isinstance(config.strategy, LocalUpdatesConfig) and config.strategy.inner == "zero1":
+        assert isinstance(strategy, LocalUpdates)
+        return deal_out(config, strategy, optimizer, ours)
+    if ours:
+        config.optimizer.share(optimizer, world, strategy.replicated)
+    return optimizer
 
 
 def deal_out(config: RunConfig, strategy: LocalUpdates, optimizer: Optimizer, ours: bool) -> Optimizer:
@@ -65,6 +78,22 @@ def deal_out(config: RunConfig, strategy: LocalUpdates, optimizer: Optimizer, ou
         )
     assert isinstance(lane, TorchWorld)
     return ZeroOptimizer(optimizer, lane)
+
+
+def refuse_to_shard(config: RunConfig, optimizer: Optimizer | None) -> None:
+    """Raise ValueError for what does not work on shards of parameters."""
+    if optimizer is not None:
+        raise ValueError(
+            f"strategy.inner=fsdp replaces the module's parameters by shards, and the {type(optimizer).__name__} that prepare() "
+            "was given holds the old ones: choose one by optimizer.name, or set strategy.inner=zero1 or ddp"
+        )
+    if isinstance(config.optimizer, MatrixOptimizerConfig):
+        raise ValueError(
+            f"optimizer.name={config.optimizer.name} steps whole matrices, and strategy.inner=fsdp gives a worker some rows: "
+            "take adamw or sgd, or set strategy.inner=zero1"
+        )
+    if config.launch.emulated_step_time is not None:
+        raise ValueError("strategy.inner=fsdp works inside the model, which launch.emulated_step_time does not run")
 
 
 def _multiplier(config: RunConfig) -> Any:

@@ -20,6 +20,7 @@ from disttrain.component import UserError
 from disttrain.config import RunConfig, dump
 from disttrain.launch.interface_counter import InterfaceCounter
 from disttrain.launch.shutdown import StopRequest
+from disttrain.models.base import num_trainable
 from disttrain.parameters import sha256_of
 from disttrain.recording.checkpoint import CheckpointError, CheckpointStore
 from disttrain.recording.folder import write_atomically
@@ -235,7 +236,7 @@ class Session:
     def evaluating(self) -> Iterator[nn.Module]:
         """Inside it, the module is in evaluation mode, without gradients, and holds what the strategy would export now."""
         start, exported = time.perf_counter(), self.strategy.evaluation()
-        with training_mode(self.model, False), parameters_as(self.strategy.x, exported), torch.no_grad():
+        with training_mode(self.model, False), parameters_as(self.strategy.x, exported, self.model.live), torch.no_grad():
             yield self.model.module
         self._logged_at += time.perf_counter() - start  # tokens per second are those of training
 
@@ -246,23 +247,23 @@ class Session:
         """Whether the run has made all its steps, rather than been stopped on the way."""
         return self.step >= self.config.training.steps and not self.stopping.apart  # else another worker has not
 
-    def merge(self, batches: Iterator[Any] | None = None) -> nn.Module:
-        """Turn the live parameters into the run's result, a stopped run's into what it would validate. Returns the module.
+    def merge(self, batches: Iterator[Any] | None = None) -> None:
+        """Turn the live parameters into the run's result, a stopped run's into what it would validate.
 
         Args:
             batches: training inputs for ``strategy.buffers=recalibrate``.
         """
         module = self.model.module
-        result = self.strategy.finish() if self.completed else self.strategy.evaluation()
-        if result.data_ptr() != self.strategy.x.data_ptr():
-            self.strategy.x.copy_(result)
+        with self.model.live():
+            result = self.strategy.finish() if self.completed else self.strategy.evaluation()
+            if result.data_ptr() != self.strategy.x.data_ptr():
+                self.strategy.x.copy_(result)
         if self.completed:
             own = {name: buffer[None] for name, buffer in module.named_buffers()}
             settle_buffers(self.config.strategy.buffers, module, own, self.world, batches)
-        return module
 
     def close(self, **metrics: float) -> dict[str, Any]:
-        """Write the last record, the weights and the summary; returns the summary."""
+        """Write the last record, the weights and the summary; returns the summary. ``model.module`` is whole from then on."""
         self._extra |= metrics
         module = self.model.detach()
         weights = {name: p.detach() for name, p in module.named_parameters()}
@@ -349,7 +350,7 @@ class Session:
 
     def _summary(self, weights_sha256: str | None) -> dict[str, Any]:
         last, traffic = self._recorder.last if self._recorder else {}, self.world.traffic
-        gradient_bytes = 4 * self.strategy.layout.numel
+        gradient_bytes = 4 * num_trainable(self.model.module)
         return {
             "status": "finished" if self.completed else "stopped",
             "steps": self.step,

@@ -19,6 +19,7 @@ from disttrain.component import UserError
 from disttrain.optim import MatrixOptimizer
 from disttrain.recording.checkpoint import Snapshot
 from disttrain.strategies.attach import StepCounts, StrategyOptimizer
+from disttrain.strategies.attach_fsdp import as_shard, is_sharded, shard_of
 from disttrain.strategies.base import Strategy
 from disttrain.training.seeds import generator_state, restore_generators
 
@@ -97,6 +98,7 @@ class TrainingState:
         """The optimizer's tensors by parameter's name, and what else it keeps: plain values and changed group entries."""
         tensors: Tensors = {}
         plain: dict[str, Any] = {}
+        sharded = []
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 name = self._names[id(parameter)]
@@ -108,11 +110,14 @@ class TrainingState:
                             f"{self._kind} keeps a {kind} in state[{name}][{entry!r}], which a checkpoint cannot hold"
                         )
                     kept[f"{name}/{entry}"] = value
+                    if isinstance(value, Tensor) and is_sharded(value):
+                        sharded.append(f"{name}/{entry}")
+                        tensors[f"{name}/{entry}"] = shard_of(value)
         moved = [
             {key: [fresh.get(key), now] for key, now in _scalars(group).items() if now != fresh.get(key)}
             for fresh, group in zip(self._fresh_groups, self._optimizer.param_groups, strict=True)
         ]
-        return tensors, {"kind": self._kind, "sizes": self._sizes, "plain": plain, "groups": moved}
+        return tensors, {"kind": self._kind, "sizes": self._sizes, "plain": plain, "groups": moved, "sharded": sharded}
 
     def _restore_optimizer(self, tensors: Tensors, scalars: dict[str, Any]) -> None:
         if (scalars["kind"], scalars["sizes"]) != (self._kind, self._sizes):
@@ -121,9 +126,10 @@ class TrainingState:
                 f"{self._kind} with {self._sizes} here"
             )
         state: dict[str, dict[str, Any]] = {}
+        sharded, parameters = set(scalars.get("sharded", ())), dict(self._module.named_parameters())
         for path, value in (tensors | scalars["plain"]).items():
             name, entry = path.rsplit("/", 1)
-            state.setdefault(name, {})[entry] = value
+            state.setdefault(name, {})[entry] = as_shard(value, parameters[name]) if path in sharded else value
         try:
             _load_state(self._optimizer.keeper, state, self._names)
         except ValueError as error:
@@ -153,9 +159,9 @@ def _load_state(optimizer: Optimizer, state: dict[str, dict[str, Any]], names: d
 
 
 def _parameters_and_buffers(module: nn.Module) -> tuple[Tensors, Tensors]:
-    """All parameters, tied ones once, and the buffers that a ``state_dict`` would hold."""
+    """All parameters, tied ones once, or this worker's shards, and the buffers that a ``state_dict`` would hold."""
     persistent = module.state_dict(keep_vars=True).keys()
-    parameters = {name: p.data for name, p in module.named_parameters()}
+    parameters = {name: shard_of(p) for name, p in module.named_parameters()}
     return parameters, {name: b for name, b in module.named_buffers() if name in persistent}
 
 

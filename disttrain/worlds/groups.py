@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -40,6 +41,7 @@ class Groups:
         self.size, self.number = size, world.size // size
         self.steps = self._inside(world, "steps")
         self._rounds = self._inside(world, "rounds")
+        self._places = world.positions % size
         self._across = [world.lane(f"rounds across place {place}", range(place, world.size, size)) for place in range(size)]
 
     @property
@@ -55,12 +57,17 @@ class Groups:
         """The mean over groups ``[1, d]``, fresh, of vectors ``[L, d]`` that are equal inside each group."""
         part = self._part(x.shape[1])
         parts = pad(x, (0, self.size * part - x.shape[1])).view(len(x), self.size, part)
-        own = x.new_empty(len(x), part)
-        for place, lane in enumerate(self._across):
-            own[lane.rows] = lane.mean(parts[lane.rows, place])
+        own = self.mean_of_shards(parts[torch.arange(len(x)), self._places])
         wholes = [lane.gather(own[lane.rows]) for lane in self._rounds]  # all alike, [0 or 1, size, part]
         whole = next(each for each in wholes if len(each))
         return whole.reshape(1, -1)[:, : x.shape[1]].contiguous()
+
+    def mean_of_shards(self, x: Tensor) -> Tensor:
+        """The mean over workers at the same place in their groups, ``[L, d]``, fresh, of their vectors ``[L, d]``."""
+        means = torch.empty_like(x)
+        for lane in self._across:
+            means[lane.rows] = lane.mean(x[lane.rows])
+        return means
 
     def wire_bytes(self, numel: int, element_size: int) -> int:
         """What a worker sends for :meth:`mean` of ``numel`` entries: across groups, then inside."""

@@ -25,6 +25,7 @@ class DeltaMean:
         fragments: what is exchanged together.
         world: whose workers.
         groups: of workers whose deltas are equal, which are sent once; None: there are none.
+        sharded: members of a group have different parts of its delta instead.
         like: ``[..., d]``, of the deltas' dtype and device.
         seed: of what a compressor draws.
     """
@@ -35,10 +36,11 @@ class DeltaMean:
         fragments: Sequence[Fragment],
         world: World,
         groups: Groups | None,
+        sharded: bool,
         like: Tensor,
         seed: int,
     ) -> None:
-        self._world, self._groups, self._like = world, groups, like
+        self._world, self._groups, self._sharded, self._like = world, groups, sharded, like
         self._layouts: list[Layout] = [fragment.layout for fragment in fragments]
         self._means: list[CompressedMean] = []
         for number, layout in enumerate(self._layouts if compression is not None else ()):
@@ -50,7 +52,7 @@ class DeltaMean:
     def average(self, lane: World, fragment: Fragment, delta: Tensor) -> tuple[Tensor, Tensor]:
         """On a lane: ``[L, d_f]`` to the mean ``[1, d_f]``, fresh, and whether all workers' deltas were finite."""
         if not self._means:
-            mean = lane.mean(delta) if self._groups is None else self._groups.mean(delta)
+            mean = self._plain(lane, delta)
             return mean, mean.isfinite().all()
         units = self._layouts[fragment.number].units
         means, outcomes = self._means[fragment.number].compress(lane, units, [unit.of(delta).flatten(1) for unit in units])
@@ -58,6 +60,11 @@ class DeltaMean:
         for unit, part in zip(units, means, strict=True):
             whole[:, unit.offset : unit.offset + unit.numel] = part
         return whole, torch.stack([outcome.finite for outcome in outcomes]).all()
+
+    def _plain(self, lane: World, delta: Tensor) -> Tensor:
+        if self._groups is None:
+            return lane.mean(delta)
+        return self._groups.mean_of_shards(delta) if self._sharded else self._groups.mean(delta)
 
     def landed(self, fragment: Fragment) -> None:
         """The mean has arrived, and counts: what it left out is remembered from now on."""
@@ -82,10 +89,11 @@ class DeltaMean:
     @property
     def wire_bytes(self) -> int:
         """What a worker sends in a round."""
-        if self._groups is not None:
+        if self._groups is not None and not self._sharded:
             return sum(self._groups.wire_bytes(each.d, self._like.element_size()) for each in self._layouts)
         if not self._means:
-            return sum(all_reduce_wire_bytes(each.d * self._like.element_size(), self._world.size) for each in self._layouts)
+            peers = self._world.size if self._groups is None else self._groups.number
+            return sum(all_reduce_wire_bytes(each.d * self._like.element_size(), peers) for each in self._layouts)
         return sum(mean.wire_bytes for mean in self._means)
 
     @property

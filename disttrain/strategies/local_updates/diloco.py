@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from disttrain.compression.mean import CompressedMean
 from disttrain.strategies.base import strategies
-from disttrain.strategies.local_updates.engine import LocalUpdates, LocalUpdatesConfig
+from disttrain.strategies.local_updates.engine import Inner, LocalUpdates, LocalUpdatesConfig
 from disttrain.strategies.local_updates.fragments import Fragment
 from disttrain.strategies.local_updates.outer import OuterStep
 
@@ -28,6 +28,7 @@ class DiLoCo(LocalUpdates):
         fragments: see :class:`LocalUpdates`.
         compression: see :class:`LocalUpdates`.
         group_size: see :class:`LocalUpdates`.
+        inner: see :class:`LocalUpdates`.
 
     Raises:
         ValueError: if these do not fit together.
@@ -43,8 +44,9 @@ class DiLoCo(LocalUpdates):
         fragments: int = 1,
         compression: CompressedMean | None = None,
         group_size: int = 1,
+        inner: Inner = "ddp",
     ) -> None:
-        super().__init__(period, outer, delay, warmup_steps, fragments, compression, group_size)
+        super().__init__(period, outer, delay, warmup_steps, fragments, compression, group_size, inner)
         if not 0 <= mix <= 1:
             raise ValueError(f"mix must be from 0 to 1, got {mix}")
         if delay == period:

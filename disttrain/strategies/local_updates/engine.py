@@ -11,10 +11,10 @@ began at the same anchor its mean is as good as that of the parameters, rounds l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
 from disttrain.compression.base import CompressorConfig
@@ -31,7 +31,7 @@ from disttrain.worlds.in_flight import InFlight
 from disttrain.worlds.traffic import all_reduce_wire_bytes
 from disttrain.worlds.world import Lane, World
 
-Inner = Literal["ddp", "zero1"]
+Inner = Literal["ddp", "zero1", "fsdp"]
 GROUPS_ARE_DENSE = "take compressor=identity, or group_size=1"
 
 
@@ -46,12 +46,14 @@ class LocalUpdates(Strategy):
         fragments: parts of the parameters, whose rounds close one after another.
         compression: of the deltas, with error feedback; None: they are sent as they are.
         group_size: workers of a replica group: they average gradients in every step, and have one delta.
+        inner: what members of a group divide; with ``fsdp`` the parameters are this worker's shards.
 
     Raises:
         ValueError: if these do not fit together; in :meth:`begin`, if there are fewer layers than fragments.
     """
 
     lockstep = one_result = True
+    groups: Groups | None = None
 
     def __init__(
         self,
@@ -62,6 +64,7 @@ class LocalUpdates(Strategy):
         fragments: int = 1,
         compression: CompressedMean | None = None,
         group_size: int = 1,
+        inner: Inner = "ddp",
     ) -> None:
         if period < 1:
             raise ValueError(f"period must be at least 1, got {period}")
@@ -73,9 +76,11 @@ class LocalUpdates(Strategy):
             raise ValueError(f"group_size must be at least 1, got {group_size}")
         if group_size > 1 and compression is not None:
             raise ValueError(f"deltas of groups of {group_size} workers cannot be compressed yet: {GROUPS_ARE_DENSE}")
-        self.period, self.outer, self.delay, self.group_size = period, outer, delay, group_size
+        if inner == "fsdp":
+            refuse_to_shard(outer, warmup_steps, fragments)
+        self.period, self.outer, self.delay, self.group_size, self.sharded = period, outer, delay, group_size, inner == "fsdp"
         self.warmup_steps, self._num_fragments, self._compression = warmup_steps, fragments, compression
-        if warmup_steps or group_size > 1:
+        if not self.sharded and (warmup_steps or group_size > 1):
             self.reducer = Dense()
 
     def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
@@ -83,10 +88,11 @@ class LocalUpdates(Strategy):
         super().begin(x, layout, world, seed)
         self.fragments = fragments_of(layout, self._num_fragments, self.period)
         self.lane = world.lane("deltas")
-        self.groups = Groups(world, self.group_size) if self.group_size > 1 else None
+        if self.group_size > 1 and self.groups is None:  # they are there where parameters had to be sharded first
+            self.groups = Groups(world, self.group_size)
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         self.anchor = x[:1].to(self.dtype, copy=True)
-        self.deltas = DeltaMean(self._compression, self.fragments, world, self.groups, self.anchor, seed)
+        self.deltas = DeltaMean(self._compression, self.fragments, world, self.groups, self.sharded, self.anchor, seed)
         self.momentum = torch.zeros_like(self.anchor) if self.outer.momentum else self.anchor.new_zeros(1, 0)
         self._steps = torch.zeros(1, 1, dtype=torch.int64)
         self._flights: list[InFlight | None] = [None for _ in self.fragments]
@@ -102,7 +108,7 @@ class LocalUpdates(Strategy):
     @property
     def gradients_due(self) -> bool:
         """In the warm-up among all workers, and later inside groups."""
-        return self.steps < 0 or self.groups is not None
+        return self.reduces_gradients and (self.steps < 0 or self.groups is not None)
 
     @property
     def gradient_lanes(self) -> Sequence[Lane]:
@@ -195,6 +201,14 @@ class LocalUpdates(Strategy):
         fragment.put(self.anchor, fragment.of(self.anchor) - move)
         return move
 
+    def length(self, x: Tensor) -> Tensor:
+        """The Euclidean lengths ``[R, 1]`` of vectors ``[R, d_f]``; with shards, of those that a group has together."""
+        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        if not self.sharded:
+            return norm
+        assert self.groups is not None
+        return (self.groups.own_steps.mean(norm.square()) * self.group_size).sqrt()
+
     # --- what leaves the strategy ------------------------------------------------------------------------------------
 
     def evaluation(self) -> Tensor:
@@ -229,10 +243,9 @@ class LocalUpdates(Strategy):
     @property
     def metrics(self) -> dict[str, float]:
         """How many rounds have landed, and of the time that exchanges took, which share was hidden behind computation."""
-        values = {
-            "anchor_norm": float(torch.linalg.vector_norm(self.evaluation())),
-            "fraction_clipped": float(self._clipped),
-        }
+        values = {"fraction_clipped": float(self._clipped)}
+        if not self.sharded:  # nobody has the whole anchor
+            values["anchor_norm"] = float(torch.linalg.vector_norm(self.evaluation()))
         if self._seconds_in_flight > 0:
             values["communication_seconds"] = self._seconds_in_flight
             values["overlap_ratio"] = max(0.0, 1 - self._seconds_waited / self._seconds_in_flight)
@@ -243,6 +256,9 @@ class LocalUpdates(Strategy):
     @property
     def shared(self) -> dict[str, Tensor]:
         """Anchor, outer momentum, how many steps were made, and what has landed early; waits for what is in flight."""
+        return {} if self.sharded else self._everything()
+
+    def _everything(self) -> dict[str, Tensor]:
         self._settle()
         states = {"anchor": self.anchor, "momentum": self.momentum, "steps": self._steps} | self.deltas.shared
         if self.delay:
@@ -264,8 +280,8 @@ class LocalUpdates(Strategy):
 
     @property
     def local(self) -> dict[str, Tensor]:
-        """What error feedback keeps of the deltas."""
-        return self.deltas.local
+        """What error feedback keeps of the deltas; of shards, everything."""
+        return self.deltas.local | (self._everything() if self.sharded else {})
 
     @property
     def temporary_copies(self) -> float:
@@ -275,12 +291,23 @@ class LocalUpdates(Strategy):
     @property
     def description(self) -> str:
         """What a round is, and what it sends."""
-        sent, ddp = self.deltas.wire_bytes, self.period * all_reduce_wire_bytes(4 * self.layout.numel, self.world.size)
+        numel = self.layout.numel * (self.group_size if self.sharded else 1)
+        sent, ddp = self.deltas.wire_bytes, self.period * all_reduce_wire_bytes(4 * numel, self.world.size)
         share = f", {100 * sent / ddp:.3g}% of DDP's" if ddp else ""
         how = "waited for" if self.delay == 0 else f"landing {self.delay} local steps later"
         inside = f"gradients inside groups of {self.group_size} in every step; " if self.group_size > 1 else ""
         between = f"{inside}every {self.period} local steps, {self.deltas.description}{how}"
         return f"{between}: {sent:,} bytes per round and worker{share}"
+
+
+def refuse_to_shard(outer: OuterStep, warmup_steps: int, fragments: int) -> None:
+    """Raise ValueError for settings that need more than this worker's shards."""
+    if warmup_steps:
+        raise ValueError(f"inner=fsdp averages gradients inside groups only: warmup_steps={warmup_steps} must be 0")
+    if fragments > 1:
+        raise ValueError(f"inner=fsdp exchanges all shards at once: fragments={fragments} must be 1")
+    if outer.clip.threshold is not None and outer.clip.mode == "norm":
+        raise ValueError("inner=fsdp cannot clip by the norm of what no worker has as a whole: take clip_mode=value")
 
 
 class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
@@ -297,7 +324,8 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
     deltas after rounds, each member a part of them; 1: every worker is alone."""
     inner: Inner = "ddp"
     """What members of a group divide: ddp: only the batch; zero1: the optimizer's state too (arXiv 1910.02054), parameter by
-    parameter, and of muon, soap and cosmos matrix by matrix (their AdamW's state stays whole)."""
+    parameter, and of muon, soap and cosmos matrix by matrix (their AdamW's state stays whole); fsdp: parameters and gradients too
+    (arXiv 2304.11277), each member then exchanging its shards alone."""
 
     @field_validator("group_size")
     @classmethod
@@ -314,6 +342,12 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
             raise ValueError(f"{value} shards inside replica groups, and group_size=1 has none: set group_size, or take ddp")
         return value
 
+    @model_validator(mode="after")
+    def _can_be_sharded(self) -> Self:
+        if self.inner == "fsdp":
+            self.build()  # which refuses what cannot
+        return self
+
     def check_world(self, world_size: int) -> None:
         """Groups must be equal."""
         check_division(world_size, self.group_size)
@@ -327,6 +361,7 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
             "warmup_steps": self.warmup_steps,
             "compression": compression,
             "group_size": self.group_size,
+            "inner": self.inner,
         }
 
     def check_steps(self, steps: int) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from disttrain.compression.mean import CompressedMean
 from disttrain.parameters import Layout
 from disttrain.strategies.base import strategies
-from disttrain.strategies.local_updates.engine import LocalUpdates, LocalUpdatesConfig
+from disttrain.strategies.local_updates.engine import Inner, LocalUpdates, LocalUpdatesConfig
 from disttrain.strategies.local_updates.fragments import Fragment
 from disttrain.strategies.local_updates.outer import Clip, ClipMode, OuterStep
 from disttrain.strategies.local_updates.penalty import Penalty, PenaltyName, is_stable
@@ -49,6 +49,7 @@ class OneBehind(LocalUpdates):
         warmup_steps: see :class:`LocalUpdates`.
         compression: see :class:`LocalUpdates`.
         group_size: see :class:`LocalUpdates`.
+        inner: see :class:`LocalUpdates`.
 
     Raises:
         ValueError: if these do not fit together.
@@ -64,8 +65,9 @@ class OneBehind(LocalUpdates):
         warmup_steps: int = 0,
         compression: CompressedMean | None = None,
         group_size: int = 1,
+        inner: Inner = "ddp",
     ) -> None:
-        super().__init__(period, outer, period, warmup_steps, compression=compression, group_size=group_size)
+        super().__init__(period, outer, period, warmup_steps, compression=compression, group_size=group_size, inner=inner)
         if fresh not in get_args(Fresh):
             raise ValueError(f"fresh must be one of {', '.join(get_args(Fresh))}, got {fresh!r}")
         if warmup_rounds < 0:
@@ -119,12 +121,12 @@ class OneBehind(LocalUpdates):
         return self.start if len(self.start) else self.anchor
 
     def _apply_stale(self, fragment: Fragment, mean: Tensor) -> None:
-        self._penalty = self.penalty(self._moved, lambda: torch.linalg.vector_norm(mean, dim=-1, keepdim=True), self.outer)
+        self._penalty = self.penalty(self._moved, lambda: self.length(mean), self.outer)
         self._apply(fragment, mean if self.penalty.name == "none" else mean / self._penalty)
 
     def _apply(self, fragment: Fragment, mean: Tensor) -> None:
         move = self.apply(fragment, mean)
-        self._moved.copy_(torch.linalg.vector_norm(move, dim=-1, keepdim=True))
+        self._moved.copy_(self.length(move))
 
     def _next_start(self, delta: Tensor) -> Tensor:
         """Where the workers go on from, ``[L or 1, d]``, while ``delta [L, d]`` is on its way."""

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from disttrain.compression.mean import CompressedMean
 from disttrain.strategies.base import strategies
-from disttrain.strategies.local_updates.engine import LocalUpdates, LocalUpdatesConfig
+from disttrain.strategies.local_updates.engine import Inner, LocalUpdates, LocalUpdatesConfig
 from disttrain.strategies.local_updates.fragments import Fragment
 from disttrain.strategies.local_updates.outer import OuterStep
 
@@ -27,6 +27,7 @@ class OverlapLocalSGD(LocalUpdates):
         warmup_steps: see :class:`LocalUpdates`.
         compression: see :class:`LocalUpdates`.
         group_size: see :class:`LocalUpdates`.
+        inner: see :class:`LocalUpdates`.
 
     Raises:
         ValueError: if these do not fit together.
@@ -40,8 +41,9 @@ class OverlapLocalSGD(LocalUpdates):
         warmup_steps: int = 0,
         compression: CompressedMean | None = None,
         group_size: int = 1,
+        inner: Inner = "ddp",
     ) -> None:
-        super().__init__(period, outer, period, warmup_steps, compression=compression, group_size=group_size)
+        super().__init__(period, outer, period, warmup_steps, compression=compression, group_size=group_size, inner=inner)
         if not 0 < pull <= 1:
             raise ValueError(f"pull must be more than 0 and at most 1, got {pull}")
         self.pull = pull
