@@ -70,3 +70,50 @@ def test_a_stop_request_reaches_all_workers_in_the_same_step(workers):
     assert 20 <= step < 400
     assert loss == 1.0
     assert exchanges < step / 10
+
+
+class Rounds(Alone):
+    """Facts are said in every step, sent when a round of 4 closes, and heard a round later."""
+
+    agrees_by_round = True
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.said, self.sent, self.landed = 0, None, None, None
+
+    def after_step(self):
+        self.steps += 1
+        if self.steps % 4 == 0:
+            self.landed, self.sent = self.sent, self.said
+
+    def say(self, facts):
+        self.said = facts
+
+    def hear(self):
+        landed, self.landed = self.landed, None
+        return landed
+
+
+def test_by_rounds_nobody_is_asked_at_once_and_the_round_loss_is_of_what_was_sent_together():
+    strategy = Rounds()
+    agreement = Agreement(strategy, log_every=5, last_step=20)
+    heard = []
+    for step in range(1, 21):
+        strategy.after_step()
+        agreement.step(step, float(step), stop_requested=step >= 6)
+        heard.append((agreement.round_loss, agreement.stop))
+    assert not strategy.asked
+    assert heard[6] == (None, False)
+    assert heard[7] == (2.0, False)  # steps 1 to 3, whose losses were known when the first round closed at step 4
+    assert heard[11] == (5.5, True)  # steps 4 to 7; the request of step 6 went along
+    assert heard[15] == (9.5, True)
+    assert agreement.loss.take() == 10.5  # this worker's own, of all steps since it was last taken
+
+
+def test_by_rounds_a_loss_that_is_not_finite_spoils_no_later_round():
+    strategy = Rounds()
+    agreement = Agreement(strategy, log_every=5, last_step=20)
+    for step in range(1, 13):
+        strategy.after_step()
+        agreement.step(step, float("nan") if step == 2 else 1.0, stop_requested=False)
+    assert agreement.round_loss == 1.0
