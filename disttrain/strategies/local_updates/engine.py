@@ -272,7 +272,8 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
     @property
     def common(self) -> dict[str, Any]:
         """Arguments that all methods have."""
-        compression = None if isinstance(self.compressor, IdentityConfig) else self.build_mean()
+        as_it_is = isinstance(self.compressor, IdentityConfig) and self.reducer in ("auto", "all_reduce")
+        compression = None if as_it_is else self.build_mean()
         return {"period": self.period, "warmup_steps": self.warmup_steps, "compression": compression}
 
     def check_steps(self, steps: int) -> None:

@@ -54,7 +54,7 @@ def fragmented(draw):
 @given(layouts())
 def test_a_layer_is_what_shares_a_name_up_to_its_first_number(case):
     names, layout = case
-    assert [[unit.name for unit in layer] for layer in layers_of(layout)] == [LAYERS[name] for name in names]
+    assert [[unit.name for unit in layer] for layer in layers_of(layout).values()] == [LAYERS[name] for name in names]
 
 
 @settings(max_examples=30)

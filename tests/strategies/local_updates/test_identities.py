@@ -165,3 +165,18 @@ def test_an_anchor_in_float32_holds_what_bf16_parameters_cannot(method):
     assert strategy.anchor.dtype == strategy.momentum.dtype == torch.float32
     assert (strategy.anchor != strategy.anchor.bfloat16()).any()
     assert strategy.evaluation().dtype == strategy.finish().dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("method", ["local_sgd", "cocod_sgd", "co2"])
+def test_workers_that_stand_still_do_not_move_the_anchor(method):
+    """What bf16 rounds off an anchor is nobody's progress."""
+    strategy = begun(ALL[method](), N, np.ones(D), layout_of(SIZES), dtype=torch.bfloat16)
+    strategy.anchor += 1e-3 * torch.rand(1, D)
+    strategy.x.copy_(strategy.anchor)
+    if len(getattr(strategy, "start", ())):
+        strategy.start.copy_(strategy.x)
+    before = strategy.anchor.clone()
+    for _ in range(12):
+        strategy.after_step()
+    strategy.finish()
+    assert torch.equal(strategy.anchor, before)
