@@ -124,12 +124,6 @@ def test_keeping_the_fresh_delta_alone_is_no_delay_at_all():
         assert same(OneBehind(PERIOD, outer, "keep"), DiLoCo(PERIOD, outer), n=1)
 
 
-def test_overlap_local_sgd_that_is_pulled_all_the_way_only_ever_has_the_start():
-    """z is the mean of workers that all were at z."""
-    trace, _ = results(OverlapLocalSGD(PERIOD, OuterStep(), pull=1.0), quadratic(0, N, D))
-    assert close(trace[PERIOD - 1 :: PERIOD], np.broadcast_to(start(0, D), (2, N, D)))
-
-
 ALL = {
     "diloco": lambda **warm: DiLoCo(PERIOD, NESTEROV, **warm),
     "streaming": lambda **warm: DiLoCo(PERIOD, NESTEROV, delay=2, mix=0.5, fragments=3, **warm),
@@ -167,7 +161,7 @@ def test_an_anchor_in_float32_holds_what_bf16_parameters_cannot(method):
     assert strategy.evaluation().dtype == strategy.finish().dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("method", ["local_sgd", "cocod_sgd", "co2"])
+@pytest.mark.parametrize("method", ["diloco", "co2", "keep"])
 def test_workers_that_stand_still_do_not_move_the_anchor(method):
     """What bf16 rounds off an anchor is nobody's progress."""
     strategy = begun(ALL[method](), N, np.ones(D), layout_of(SIZES), dtype=torch.bfloat16)

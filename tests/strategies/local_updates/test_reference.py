@@ -68,7 +68,7 @@ def eager_diloco(draw, period):
 
 
 def overlap_local_sgd(draw, period):
-    pull, gmf = draw(st.sampled_from([0.2, 0.6, 1.0])), draw(MOMENTUM)
+    pull, gmf = draw(st.sampled_from([0.2, 0.6, 0.9])), draw(MOMENTUM)
     config = OverlapLocalSGDConfig(period=period, pull=pull, outer_momentum=gmf)
     return config, reference.overlap_local_sgd, {"pull": pull, "gmf": gmf}
 
