@@ -71,7 +71,7 @@ class LocalUpdates(Strategy):
         """Lay out the states; the first round begins here, or after the warm-up."""
         super().begin(x, layout, world, seed)
         self.fragments = fragments_of(layout, self._num_fragments, self.period)
-        self.lane = world.lane("deltas")
+        self.lane, self._facts = world.lane("deltas"), world.lane("facts")
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         self.anchor = x[:1].to(self.dtype, copy=True)
         self.deltas = DeltaMean(self._compression, self.fragments, world, self.anchor, seed)
@@ -80,8 +80,6 @@ class LocalUpdates(Strategy):
         self._flights: list[InFlight | None] = [None for _ in self.fragments]
         self._landed: Tensor | None = None  # what came of the flights that a checkpoint had to wait for
         self._has_landed = torch.zeros(1, len(self.fragments), dtype=torch.bool)
-        self._said: Tensor | None = None
-        self._heard: Tensor | None = None
         self._clipped = self.anchor.new_zeros(1, 1)
         self._seconds_in_flight = self._seconds_waited = 0.0
 
@@ -93,7 +91,7 @@ class LocalUpdates(Strategy):
         return int(self._steps) < self.warmup_steps
 
     @property
-    def agrees_by_round(self) -> bool:
+    def agrees_late(self) -> bool:
         """After the warm-up, in which workers meet in every step anyway."""
         return not self.gradients_due
 
@@ -135,11 +133,7 @@ class LocalUpdates(Strategy):
     def post(self, fragment: Fragment, delta: Tensor) -> None:
         """Start to average a fragment's deltas ``[L, d_f]``, which the lane may overwrite."""
         assert self._flights[fragment.number] is None, "one exchange in flight at a time"
-        self._flights[fragment.number] = self.lane.start(self._average, fragment, delta, self._said)
-
-    def _average(self, fragment: Fragment, delta: Tensor, said: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """On the lane: the mean delta ``[1, d_f]``, whether it is finite, and the mean of the facts."""
-        return *self.deltas.average(self.lane, fragment, delta), None if said is None else self.lane.mean(said)
+        self._flights[fragment.number] = self.lane.start(self.deltas.average, self.lane, fragment, delta)
 
     def take(self, fragment: Fragment) -> Tensor | None:
         """The mean delta ``[1, d_f]`` that is due; None if nothing was posted."""
@@ -155,13 +149,12 @@ class LocalUpdates(Strategy):
 
     def _receive(self, fragment: Fragment, flight: InFlight) -> Tensor:
         mean: Tensor
-        mean, finite, heard = flight.take()
+        mean, finite = flight.take()
         if not finite:
             raise RuntimeError(f"diverged: after {int(self._steps)} steps some worker's parameters are not finite any more")
         self.deltas.landed(fragment)
         self._seconds_waited += flight.waited_seconds
         self._seconds_in_flight += flight.seconds
-        self._heard = self._heard if heard is None else heard
         return mean
 
     def apply(self, fragment: Fragment, mean: Tensor) -> Tensor:
@@ -195,14 +188,9 @@ class LocalUpdates(Strategy):
         """The mean over all workers, at once."""
         return self.world.mean(values)
 
-    def say(self, facts: Tensor) -> None:
-        """These facts ``[L, k]`` travel with the next exchange, unless newer ones come before."""
-        self._said = facts
-
-    def hear(self) -> Tensor | None:
-        """The workers' mean ``[1, k]`` of facts, if some have landed since the last call."""
-        heard, self._heard = self._heard, None
-        return heard
+    def agree_later(self, values: Tensor) -> InFlight:
+        """The mean over all workers, on a lane of its own: past the deltas, which may take a round."""
+        return self._facts.start(self._facts.mean, values)
 
     @property
     def metrics(self) -> dict[str, float]:
