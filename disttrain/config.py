@@ -102,8 +102,12 @@ class RunConfig(Config):
         """Check what depends on the number of workers.
 
         Raises:
-            ConfigError: unless the batch can be divided equally among ``world_size`` workers.
+            ConfigError: unless the batch can be divided equally among ``world_size`` workers, and the strategy is for so many.
         """
+        try:
+            self.strategy.check_world(world_size)
+        except ValueError as error:
+            raise ConfigError([f"strategy: {error}"]) from None
         batch_size, passes = self.training.batch_size, self.training.gradient_accumulation
         share = world_size * passes
         if batch_size % share == 0:

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "disttrain"
-KNOW_TORCH_DISTRIBUTED = ("worlds/", "launch/", "strategies/attach.py")
+KNOW_TORCH_DISTRIBUTED = ("worlds/", "launch/", "strategies/attach.py", "strategies/attach_zero.py")
 ORDER = [  # from the top to the bottom; a room imports from its own and lower lines only
     {"cli", "worker"},
     {"run", "emulation"},

@@ -45,7 +45,7 @@ class Sharding:
     def __init__(
         self, world: World, matrices: Mapping[str, tuple[tuple[int, int, int], float]], dtype: WireDtype, device: torch.device
     ) -> None:
-        self.world, self.dtype, self._device, self._rank = world, DTYPES[dtype], device, int(world.ids[0])
+        self.world, self.dtype, self._device, self._rank = world, DTYPES[dtype], device, int(world.positions[0])
         self.shapes = {name: shape for name, (shape, _) in matrices.items()}
         self.owners = deal({name: cost for name, (_, cost) in matrices.items()}, world.size)
         self._names = [[name for name in self.shapes if self.owners[name] == rank] for rank in range(world.size)]

@@ -83,7 +83,12 @@ class Engine:
         units, strategy = self.replicas.layout.units, self.strategy
         assert strategy.reducer is not None
         packed = torch.cat([unit.of(gradients).flatten(1) for unit in units], dim=1)
-        reduced: Tensor = strategy.reducer.reduce(strategy.gradients or self.world, packed)
+        if strategy.gradient_lanes:
+            reduced = torch.empty_like(packed)
+            for lane in strategy.gradient_lanes:
+                reduced[lane.rows] = strategy.reducer.reduce(lane, packed[lane.rows])
+        else:
+            reduced = strategy.reducer.reduce(strategy.gradients or self.world, packed)
         parts: tuple[Tensor, ...] = torch.split(reduced, [unit.numel for unit in units], dim=1)
         return self._lay_out(parts)
 

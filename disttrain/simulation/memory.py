@@ -60,13 +60,14 @@ def forecast(
     Args:
         module: of one worker; stays as it is.
         num_workers: N.
-        build_strategy: makes the strategy, which begins with a single worker here.
+        build_strategy: makes the strategy, which begins with as few workers as it can here.
         build_optimizer: makes one worker's optimizer.
         activation_bytes: of one worker's batch, see :func:`activation_bytes`.
         chunk: workers at a time; None: as many as fit into :data:`CHUNK_BYTES`.
     """
     flat, strategy = FlatParameters(copy.deepcopy(module)), build_strategy()
-    strategy.begin(flat.x, flat.layout, StackedWorld(1))
+    few = strategy.group_size
+    strategy.begin(flat.x.repeat(few, 1), flat.layout, StackedWorld(few))
     per_worker = _bytes(flat.x)
     own = activation_bytes + per_worker  # a chunk's gradients exist once more before they are in place
     chunk = min(num_workers, chunk or max(1, CHUNK_BYTES // own))
@@ -74,7 +75,7 @@ def forecast(
         "parameters": 1.0,
         "gradients": 1.0,
         "optimizer state": _state_bytes(module, build_optimizer) / per_worker,
-        "strategy state": sum(map(_bytes, strategy.local.values())) / per_worker,
+        "strategy state": sum(map(_bytes, strategy.local.values())) / few / per_worker,
         "buffers": sum(map(_bytes, module.buffers())) / per_worker,
         "being reduced": strategy.temporary_copies,
         "temporary": 1.0,

@@ -78,6 +78,8 @@ def check(loaded: LoadedConfig, options: SimulateOptions) -> None:
         problems.append("launch.emulated_step_time: a simulation computes; it is `disttrain emulate` that can pretend to")
     if getattr(config.optimizer, "sharding", None) is not None:
         problems.append("optimizer.sharding: a simulation has one process, and nobody to deal work to: set it to null")
+    if getattr(config.strategy, "inner", "ddp") != "ddp":
+        problems.append("strategy.inner: a simulation has one process, and nothing to shard: ddp computes the same")
     if problems:
         raise ConfigError(problems)
 

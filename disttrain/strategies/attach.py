@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from disttrain.optim.closure import refuse_closures
 from disttrain.parameters import FlatParameters, Unit, sha256_of
+from disttrain.strategies.attach_zero import ZeroOptimizer
 from disttrain.strategies.base import Strategy
 from disttrain.worlds.torch_world import TorchWorld
 
@@ -128,8 +129,13 @@ class StrategyOptimizer(Optimizer):
 
     @property
     def state(self) -> Any:  # type: ignore[override]
-        """The wrapped optimizer's state itself."""
-        return self.inner.state
+        """The state itself, of this worker's part if the work is dealt out."""
+        return self.keeper.state
+
+    @property
+    def keeper(self) -> Optimizer:
+        """What has the state: the wrapped optimizer, or this worker's part if it is dealt out."""
+        return self.inner.optim if isinstance(self.inner, ZeroOptimizer) else self.inner
 
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
@@ -137,12 +143,12 @@ class StrategyOptimizer(Optimizer):
         return self.inner.defaults
 
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's."""
-        return self.inner.state_dict()
+        """The wrapped optimizer's, or this worker's part of it."""
+        return self.keeper.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Into the wrapped optimizer."""
-        self.inner.load_state_dict(state_dict)
+        """Into the wrapped optimizer, or this worker's part of it."""
+        self.keeper.load_state_dict(state_dict)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
@@ -279,7 +285,9 @@ class GradientHook:
     def _start(self, bucket: Any) -> torch.futures.Future[Tensor]:
         strategy, buffer = self._strategy, bucket.buffer()
         if strategy.gradients is None:
-            return self._world.start_mean_(buffer)  # torch's own asynchrony
+            lane = next((each for each in strategy.gradient_lanes if len(each.rows)), self._world)
+            assert isinstance(lane, TorchWorld)
+            return lane.start_mean_(buffer)  # torch's own asynchrony
         if strategy.reducer is not None:  # elementwise: the bucket as a whole
             return strategy.gradients.start(self._reduce_whole, buffer).as_torch_future()
         units = [self._units[id(parameter)] for parameter in bucket.parameters()]

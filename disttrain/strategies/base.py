@@ -16,7 +16,7 @@ from disttrain.component import ComponentConfig, Registry
 from disttrain.compression.reduce import Dense, Reducer
 from disttrain.parameters import Layout, Unit
 from disttrain.worlds.in_flight import InFlight
-from disttrain.worlds.world import World
+from disttrain.worlds.world import Lane, World
 
 
 class Strategy:
@@ -34,6 +34,8 @@ class Strategy:
     """Whether ``evaluation()`` is equal on all workers in mid-run, as it is if they are replicated."""
     lockstep: bool = False
     """Whether no worker can be more than a round ahead of another, so that all can agree on a step to stop after."""
+    group_size: int = 1
+    """Workers that train as one; the number of all workers must be a multiple of it."""
     find_unused_parameters: bool = False
     """Whether a parameter may go without a gradient in a step."""
     survives_peers: bool = False
@@ -125,6 +127,11 @@ class Strategy:
         return self.reduces_gradients
 
     @property
+    def gradient_lanes(self) -> Sequence[Lane]:
+        """Among whom a dense mean of gradients is taken in this step, every worker in one of them; none: among all."""
+        return ()
+
+    @property
     def metrics(self) -> dict[str, float]:
         """What is worth recording of the exchange, now."""
         return {}
@@ -149,6 +156,9 @@ class StrategyConfig(ComponentConfig):
 
     def check_steps(self, steps: int) -> None:
         """Raise ValueError if a run of so many steps makes no sense."""
+
+    def check_world(self, world_size: int) -> None:
+        """Raise ValueError if so many workers cannot train so."""
 
     def build(self) -> Strategy:
         """The strategy itself, not begun."""

@@ -27,6 +27,8 @@ ESSENTIAL = (
     "strategy.period",
     "strategy.fragments",
     "strategy.delay",
+    "strategy.group_size",
+    "strategy.inner",
     "strategy.warmup_steps",
     "strategy.warmup_rounds",
     "strategy.compressor.name",

@@ -20,7 +20,6 @@ from disttrain.component import UserError
 from disttrain.config import RunConfig, dump
 from disttrain.launch.interface_counter import InterfaceCounter
 from disttrain.launch.shutdown import StopRequest
-from disttrain.optim.schedules import ConstantConfig
 from disttrain.parameters import sha256_of
 from disttrain.recording.checkpoint import CheckpointError, CheckpointStore
 from disttrain.recording.folder import write_atomically
@@ -29,8 +28,9 @@ from disttrain.recording.progress import Display
 from disttrain.recording.recorder import Recorder
 from disttrain.recording.trackers import WandbTracker
 from disttrain.recording.weights import export_weights
-from disttrain.strategies.attach import PreparedModule, StrategyOptimizer, attach, parameters_as, training_mode
+from disttrain.strategies.attach import PreparedModule, StrategyOptimizer, parameters_as, training_mode
 from disttrain.training.agreement import Agreement
+from disttrain.training.assembly import assemble
 from disttrain.training.buffers import settle_buffers
 from disttrain.training.meeting import Meeting
 from disttrain.training.resume import keeps_its_own, newest_agreed, refuse_other_run, what_workers_own
@@ -110,20 +110,12 @@ class Session:
         module.to(self.device)
         if scaler is not None:
             self.strategy.loss_scale = scaler.get_scale
-        try:
-            ours, optimizer = optimizer is None, optimizer or self.config.optimizer.build(module)
-            training = self.config.training
-            self.optimizer = StrategyOptimizer(optimizer, self.strategy, self._multiplier(), training.clip_norm)
-            self.model = attach(module, self.strategy, self.world, training.seed)
-            if ours:
-                self.config.optimizer.share(optimizer, self.world, self.strategy.replicated)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        self.model, self.optimizer = assemble(self.config, self.strategy, self.world, module, optimizer)
         self._state = TrainingState(module, self.optimizer, self.strategy, self.world.rank)
         self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stopping.at)
         if self.strategy.warning:
             self._warn(self.strategy.warning)
-        seed_worker(training.seed, self.world.rank)
+        seed_worker(self.config.training.seed, self.world.rank)
         self._start_clock()
         return self.model, self.optimizer
 
@@ -287,12 +279,6 @@ class Session:
 
     # --- details ---------------------------------------------------------------------------------------------------
 
-    def _multiplier(self) -> Any:
-        schedule, total = self.config.schedule, self.config.training.steps
-        if schedule == ConstantConfig():
-            return None  # a user's own scheduler may be at work on the same groups
-        return lambda update: schedule.multiplier(update, total)
-
     def _save(self) -> None:
         config = self.config.model_dump(mode="json")
         facts = {"workers": self.world.size, "tokens": self._tokens, "seconds": self._seconds(), "config": config}
@@ -373,7 +359,7 @@ class Session:
             **{name: value for name, value in last.items() if name.startswith("validation_")},
             "seconds": self._seconds(),
             "model": type(self.model.module).__name__,
-            "optimizer": type(self.optimizer.inner).__name__,
+            "optimizer": type(self.optimizer.keeper).__name__,
             "strategy": self.config.strategy.name,
             "compute": "emulated" if self.emulated else "real",
             "workers": self.world.size,

@@ -38,7 +38,7 @@ class TrainingState:
     def __init__(self, module: nn.Module, optimizer: StrategyOptimizer, strategy: Strategy, worker: int) -> None:
         self._module, self._optimizer, self._strategy, self._worker = module, optimizer, strategy, worker
         self._fresh_groups = [_scalars(group) for group in optimizer.param_groups]
-        self._kind = type(optimizer.inner).__name__
+        self._kind = type(optimizer.keeper).__name__
         self._sizes = [len(group["params"]) for group in optimizer.param_groups]
         self._names = {id(p): name for name, p in module.named_parameters()}
         for group in optimizer.param_groups:
@@ -55,8 +55,8 @@ class TrainingState:
     def capture(self, facts: dict[str, Any], local_facts: dict[str, Any]) -> Snapshot:
         """The state now; ``facts`` and ``local_facts`` go along."""
         model, buffers = _parameters_and_buffers(self._module)
-        inner = self._optimizer.inner
-        state, scalars = self._optimizer_state(inner.whole_state() if isinstance(inner, MatrixOptimizer) else inner.state)
+        keeper = self._optimizer.keeper
+        state, scalars = self._optimizer_state(keeper.whole_state() if isinstance(keeper, MatrixOptimizer) else keeper.state)
         replica = _prefixed("model.", model) | _prefixed("optimizer.", state)
         shared, local = (replica, {}) if self._strategy.replicated else ({}, replica)
         generators, generator_facts = generator_state(self._strategy.x.device)
@@ -125,7 +125,7 @@ class TrainingState:
             name, entry = path.rsplit("/", 1)
             state.setdefault(name, {})[entry] = value
         try:
-            _load_state(self._optimizer.inner, state, self._names)
+            _load_state(self._optimizer.keeper, state, self._names)
         except ValueError as error:
             raise UserError(f"the checkpoint does not fit the optimizer: {error}") from error
         for moved, fresh, group in zip(scalars["groups"], self._fresh_groups, self._optimizer.param_groups, strict=True):

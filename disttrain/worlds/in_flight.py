@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -18,6 +19,10 @@ LETTING_GO_SECONDS = 0.5
 
 class LaneError(RuntimeError):
     """An algorithm broke a rule of lanes; only worlds in debug mode look."""
+
+
+class LaneThread(threading.Thread):
+    """A lane's own. What it waits for, on another lane, is not exposed: training goes on beside it."""
 
 
 class InFlight:
@@ -57,7 +62,8 @@ class InFlight:
         finally:
             waited = time.perf_counter() - start
             self.waited_seconds += waited
-            self._traffic.expose(waited)
+            if not isinstance(threading.current_thread(), LaneThread):
+                self._traffic.expose(waited)
         self._taken = True
         self._check_lent()
         return result

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from disttrain.worlds.in_flight import InFlight, LaneError, name_of
+from disttrain.worlds.in_flight import InFlight, LaneError, LaneThread, name_of
 from disttrain.worlds.torch_world import TorchWorld
 from disttrain.worlds.traffic import Traffic
 from disttrain.worlds.world import Lane, MixingRound
@@ -43,7 +43,7 @@ class TorchLane(TorchWorld):
         self.name, self.rows = f"lane {name!r}", torch.tensor([0])
         self._jobs: queue.SimpleQueue[tuple[InFlight, tuple[Any, ...]]] = queue.SimpleQueue()
         self._running = ""
-        self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
+        self._thread = LaneThread(target=self._work, name=self.name, daemon=True)
         self._thread.start()
 
     def start(self, job: Callable[..., Any], *arguments: Any) -> InFlight:

@@ -55,6 +55,7 @@ SAME_WEIGHTS = {  # overrides, and the method of gradients that a process's equa
                                ("model.norm=batch", "training.gradient_accumulation=2", "strategy.buffers=average")),
     "dropout, local": (digits_config, 2, "loop", ("model.dropout=0.3", "strategy.name=local")),
     "CNN": (digits_config, 2, "loop", ("model.name=cnn",)),
+    "MLP, CO2 of pairs": (digits_config, 4, "vmap", ("strategy.name=co2", "strategy.period=5", "strategy.group_size=2")),
     "PLM": (write_config, 2, "vmap", ("checkpoint.every=0",)),
 }  # fmt: skip
 

@@ -318,3 +318,16 @@ def peer_lost_in_flight(world):
 def test_a_lost_peer_is_told_by_take_at_once(workers):
     with pytest.raises(AssertionError, match=r"RuntimeError: peer after [0-4]\.\d s"):
         workers(2, peer_lost_in_flight)
+
+
+def waits_on_another_lane(world):
+    one, other = world.lane("one"), world.lane("other")
+    before = world.traffic.exposed_seconds
+    flight = one.start(lambda: other.start(time.sleep, 0.3).take())
+    time.sleep(0.6)
+    flight.take()
+    return world.traffic.exposed_seconds - before
+
+
+def test_a_lane_that_waits_for_another_exposes_nothing(workers):
+    assert workers(1, waits_on_another_lane)[0] < 0.2

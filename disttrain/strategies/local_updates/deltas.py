@@ -12,6 +12,7 @@ from disttrain import random
 from disttrain.compression.mean import CompressedMean
 from disttrain.parameters import Layout
 from disttrain.strategies.local_updates.fragments import Fragment
+from disttrain.worlds.groups import Groups
 from disttrain.worlds.traffic import all_reduce_wire_bytes
 from disttrain.worlds.world import World
 
@@ -23,14 +24,21 @@ class DeltaMean:
         compression: not begun; None: deltas are sent as they are.
         fragments: what is exchanged together.
         world: whose workers.
+        groups: of workers whose deltas are equal, which are sent once; None: there are none.
         like: ``[..., d]``, of the deltas' dtype and device.
         seed: of what a compressor draws.
     """
 
     def __init__(
-        self, compression: CompressedMean | None, fragments: Sequence[Fragment], world: World, like: Tensor, seed: int
+        self,
+        compression: CompressedMean | None,
+        fragments: Sequence[Fragment],
+        world: World,
+        groups: Groups | None,
+        like: Tensor,
+        seed: int,
     ) -> None:
-        self._world, self._like = world, like
+        self._world, self._groups, self._like = world, groups, like
         self._layouts: list[Layout] = [fragment.layout for fragment in fragments]
         self._means: list[CompressedMean] = []
         for number, layout in enumerate(self._layouts if compression is not None else ()):
@@ -42,7 +50,7 @@ class DeltaMean:
     def average(self, lane: World, fragment: Fragment, delta: Tensor) -> tuple[Tensor, Tensor]:
         """On a lane: ``[L, d_f]`` to the mean ``[1, d_f]``, fresh, and whether all workers' deltas were finite."""
         if not self._means:
-            mean = lane.mean(delta)
+            mean = lane.mean(delta) if self._groups is None else self._groups.mean(delta)
             return mean, mean.isfinite().all()
         units = self._layouts[fragment.number].units
         means, outcomes = self._means[fragment.number].compress(lane, units, [unit.of(delta).flatten(1) for unit in units])
@@ -74,6 +82,8 @@ class DeltaMean:
     @property
     def wire_bytes(self) -> int:
         """What a worker sends in a round."""
+        if self._groups is not None:
+            return sum(self._groups.wire_bytes(each.d, self._like.element_size()) for each in self._layouts)
         if not self._means:
             return sum(all_reduce_wire_bytes(each.d * self._like.element_size(), self._world.size) for each in self._layouts)
         return sum(mean.wire_bytes for mean in self._means)

@@ -28,6 +28,7 @@ class DiLoCo(LocalUpdates):
         warmup_steps: see :class:`LocalUpdates`.
         fragments: see :class:`LocalUpdates`.
         compression: see :class:`LocalUpdates`.
+        group_size: see :class:`LocalUpdates`.
 
     Raises:
         ValueError: if these do not fit together.
@@ -42,8 +43,9 @@ class DiLoCo(LocalUpdates):
         warmup_steps: int = 0,
         fragments: int = 1,
         compression: CompressedMean | None = None,
+        group_size: int = 1,
     ) -> None:
-        super().__init__(period, outer, delay, warmup_steps, fragments, compression)
+        super().__init__(period, outer, delay, warmup_steps, fragments, compression, group_size)
         if not 0 <= mix <= 1:
             raise ValueError(f"mix must be from 0 to 1, got {mix}")
         if delay == period:
@@ -117,7 +119,7 @@ class DiLoCoConfig(LocalUpdatesConfig):
 
     def build(self) -> DiLoCo:
         """The strategy itself."""
-        return DiLoCo(self.period, OuterStep(self.outer_lr, self.outer_momentum, nesterov=True), warmup_steps=self.warmup_steps)
+        return DiLoCo(outer=OuterStep(self.outer_lr, self.outer_momentum, nesterov=True), **self.common)
 
 
 @strategies.register

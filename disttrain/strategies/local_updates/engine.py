@@ -10,10 +10,11 @@ began at the same anchor its mean is as good as that of the parameters, rounds l
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 from torch import Tensor
 
 from disttrain.compression.base import CompressorConfig
@@ -25,9 +26,13 @@ from disttrain.strategies.base import Strategy, StrategyConfig
 from disttrain.strategies.local_updates.deltas import DeltaMean
 from disttrain.strategies.local_updates.fragments import Fragment, fragments_of
 from disttrain.strategies.local_updates.outer import OuterStep
+from disttrain.worlds.groups import Groups, check_division
 from disttrain.worlds.in_flight import InFlight
 from disttrain.worlds.traffic import all_reduce_wire_bytes
-from disttrain.worlds.world import World
+from disttrain.worlds.world import Lane, World
+
+Inner = Literal["ddp", "zero1"]
+GROUPS_ARE_DENSE = "take compressor=identity, or group_size=1"
 
 
 class LocalUpdates(Strategy):
@@ -40,6 +45,7 @@ class LocalUpdates(Strategy):
         warmup_steps: local steps at the start in which gradients are averaged instead, as in DDP.
         fragments: parts of the parameters, whose rounds close one after another.
         compression: of the deltas, with error feedback; None: they are sent as they are.
+        group_size: workers of a replica group: they average gradients in every step, and have one delta.
 
     Raises:
         ValueError: if these do not fit together; in :meth:`begin`, if there are fewer layers than fragments.
@@ -55,6 +61,7 @@ class LocalUpdates(Strategy):
         warmup_steps: int = 0,
         fragments: int = 1,
         compression: CompressedMean | None = None,
+        group_size: int = 1,
     ) -> None:
         if period < 1:
             raise ValueError(f"period must be at least 1, got {period}")
@@ -62,9 +69,13 @@ class LocalUpdates(Strategy):
             raise ValueError(f"delay must be from 0 to period={period}, for one exchange is in flight at a time, got {delay}")
         if warmup_steps < 0 or fragments < 1:
             raise ValueError(f"warmup_steps must be at least 0 and fragments at least 1, got {warmup_steps} and {fragments}")
-        self.period, self.outer, self.delay = period, outer, delay
+        if group_size < 1:
+            raise ValueError(f"group_size must be at least 1, got {group_size}")
+        if group_size > 1 and compression is not None:
+            raise ValueError(f"deltas of groups of {group_size} workers cannot be compressed yet: {GROUPS_ARE_DENSE}")
+        self.period, self.outer, self.delay, self.group_size = period, outer, delay, group_size
         self.warmup_steps, self._num_fragments, self._compression = warmup_steps, fragments, compression
-        if warmup_steps:
+        if warmup_steps or group_size > 1:
             self.reducer = Dense()
 
     def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
@@ -72,9 +83,10 @@ class LocalUpdates(Strategy):
         super().begin(x, layout, world, seed)
         self.fragments = fragments_of(layout, self._num_fragments, self.period)
         self.lane, self._facts = world.lane("deltas"), world.lane("facts")
+        self.groups = Groups(world, self.group_size) if self.group_size > 1 else None
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         self.anchor = x[:1].to(self.dtype, copy=True)
-        self.deltas = DeltaMean(self._compression, self.fragments, world, self.anchor, seed)
+        self.deltas = DeltaMean(self._compression, self.fragments, world, self.groups, self.anchor, seed)
         self.momentum = torch.zeros_like(self.anchor) if self.outer.momentum else self.anchor.new_zeros(1, 0)
         self._steps = torch.zeros(1, 1, dtype=torch.int64)
         self._flights: list[InFlight | None] = [None for _ in self.fragments]
@@ -87,13 +99,23 @@ class LocalUpdates(Strategy):
 
     @property
     def gradients_due(self) -> bool:
-        """Whether this step is of the warm-up."""
-        return int(self._steps) < self.warmup_steps
+        """In the warm-up among all workers, and later inside groups."""
+        return self.steps < 0 or self.groups is not None
+
+    @property
+    def gradient_lanes(self) -> Sequence[Lane]:
+        """Those inside groups, after the warm-up."""
+        return () if self.groups is None or self.steps < 0 else self.groups.steps
+
+    @property
+    def num_replicas(self) -> int:
+        """Groups, or workers where each is its own: how many deltas there are."""
+        return self.world.size // self.group_size
 
     @property
     def agrees_late(self) -> bool:
         """After the warm-up, in which workers meet in every step anyway."""
-        return not self.gradients_due
+        return self.steps >= 0
 
     @property
     def steps(self) -> int:
@@ -244,7 +266,9 @@ class LocalUpdates(Strategy):
         sent, ddp = self.deltas.wire_bytes, self.period * all_reduce_wire_bytes(4 * self.layout.numel, self.world.size)
         share = f", {100 * sent / ddp:.3g}% of DDP's" if ddp else ""
         how = "waited for" if self.delay == 0 else f"landing {self.delay} local steps later"
-        return f"every {self.period} local steps, {self.deltas.description}{how}: {sent:,} bytes per round and worker{share}"
+        inside = f"gradients inside groups of {self.group_size} in every step; " if self.group_size > 1 else ""
+        between = f"{inside}every {self.period} local steps, {self.deltas.description}{how}"
+        return f"{between}: {sent:,} bytes per round and worker{share}"
 
 
 class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
@@ -256,13 +280,43 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
     """Steps at the start in which gradients are averaged, as under ddp."""
     compressor: SerializeAsAny[CompressorConfig] = IdentityConfig()
     """What becomes of a delta; what is left of it is fed back into the next."""
+    group_size: int = Field(1, ge=1)
+    """Workers of a replica group: consecutive ranks that average gradients in every step, as under ddp, while groups exchange
+    deltas after rounds, each member a part of them; 1: every worker is alone."""
+    inner: Inner = "ddp"
+    """What members of a group divide: ddp: only the batch; zero1: the optimizer's state too (arXiv 1910.02054), parameter by
+    parameter, and of muon, soap and cosmos matrix by matrix (their AdamW's state stays whole)."""
+
+    @field_validator("group_size")
+    @classmethod
+    def _sends_deltas_as_they_are(cls, value: int, info: ValidationInfo) -> int:
+        compressor = info.data.get("compressor")
+        if value > 1 and compressor is not None and not isinstance(compressor, IdentityConfig):
+            raise ValueError(f"deltas of groups cannot be compressed yet: {GROUPS_ARE_DENSE}")
+        return value
+
+    @field_validator("inner")
+    @classmethod
+    def _shards_among_several(cls, value: Inner, info: ValidationInfo) -> Inner:
+        if value != "ddp" and info.data.get("group_size") == 1:
+            raise ValueError(f"{value} shards inside replica groups, and group_size=1 has none: set group_size, or take ddp")
+        return value
+
+    def check_world(self, world_size: int) -> None:
+        """Groups must be equal."""
+        check_division(world_size, self.group_size)
 
     @property
     def common(self) -> dict[str, Any]:
         """Arguments that all methods have."""
         as_it_is = isinstance(self.compressor, IdentityConfig) and self.reducer in ("auto", "all_reduce")
         compression = None if as_it_is else self.build_mean()
-        return {"period": self.period, "warmup_steps": self.warmup_steps, "compression": compression}
+        return {
+            "period": self.period,
+            "warmup_steps": self.warmup_steps,
+            "compression": compression,
+            "group_size": self.group_size,
+        }
 
     def check_steps(self, steps: int) -> None:
         """At least one round must be complete."""

@@ -48,6 +48,7 @@ class OneBehind(LocalUpdates):
         warmup_rounds: rounds at the start whose exchange is waited for.
         warmup_steps: see :class:`LocalUpdates`.
         compression: see :class:`LocalUpdates`.
+        group_size: see :class:`LocalUpdates`.
 
     Raises:
         ValueError: if these do not fit together.
@@ -62,8 +63,9 @@ class OneBehind(LocalUpdates):
         warmup_rounds: int = 0,
         warmup_steps: int = 0,
         compression: CompressedMean | None = None,
+        group_size: int = 1,
     ) -> None:
-        super().__init__(period, outer, period, warmup_steps, compression=compression)
+        super().__init__(period, outer, period, warmup_steps, compression=compression, group_size=group_size)
         if fresh not in get_args(Fresh):
             raise ValueError(f"fresh must be one of {', '.join(get_args(Fresh))}, got {fresh!r}")
         if warmup_rounds < 0:
@@ -136,7 +138,7 @@ class OneBehind(LocalUpdates):
         if self.fresh == "keep":
             fresh = delta if self.penalty.name == "none" else delta / self._penalty
             return self.anchor - self.outer(fresh, self.momentum).move
-        step = self.outer(delta / self.world.size, self.own_momentum)
+        step = self.outer(delta / self.num_replicas, self.own_momentum)
         if len(self.own_momentum):
             self.own_momentum.copy_(step.momentum)
         return self.anchor - step.move

@@ -26,6 +26,7 @@ class OverlapLocalSGD(LocalUpdates):
         pull: how far workers are pulled towards the anchor, in (0, 1); at 1 nobody would ever get away from it.
         warmup_steps: see :class:`LocalUpdates`.
         compression: see :class:`LocalUpdates`.
+        group_size: see :class:`LocalUpdates`.
 
     Raises:
         ValueError: if these do not fit together.
@@ -38,8 +39,9 @@ class OverlapLocalSGD(LocalUpdates):
         pull: float = 0.6,
         warmup_steps: int = 0,
         compression: CompressedMean | None = None,
+        group_size: int = 1,
     ) -> None:
-        super().__init__(period, outer, period, warmup_steps, compression=compression)
+        super().__init__(period, outer, period, warmup_steps, compression=compression, group_size=group_size)
         if not 0 < pull < 1:
             raise ValueError(f"pull must be more than 0 and less than 1, got {pull}")
         self.pull = pull
