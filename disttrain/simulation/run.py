@@ -39,7 +39,7 @@ from disttrain.simulation.evaluation import Validation, consensus_distance, vali
 from disttrain.simulation.gradients import Method, WorkerGradients
 from disttrain.simulation.memory import MemoryForecast, activation_bytes, available_bytes, forecast
 from disttrain.simulation.replicas import Replicas
-from disttrain.training.buffers import settle_buffers
+from disttrain.training.buffers import choice_of, settle_buffers
 from disttrain.training.seeds import seed_model
 from disttrain.training.session import MOST_SKIPS
 from disttrain.worlds import StackedWorld
@@ -166,6 +166,8 @@ class Simulation:
         display.say(f"strategy  {config.strategy.name}, {self._world.size:,} simulated workers")
         if self._order.report:
             display.say(f"partition {self._order.report}")
+        if buffers := choice_of(config.strategy.buffers, module):
+            display.say(f"buffers   {buffers}")
         rows = [
             tuple(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row)
             for row in table(config.optimizer.build(module))

@@ -15,6 +15,7 @@ from torch import Tensor
 from disttrain.component import ComponentConfig, Registry
 from disttrain.compression.reduce import Dense, Reducer
 from disttrain.parameters import Layout, Unit
+from disttrain.worlds.in_flight import InFlight
 from disttrain.worlds.world import Lane, World
 
 
@@ -72,13 +73,9 @@ class Strategy:
         """
         return values
 
-    def say(self, facts: Tensor) -> None:
-        """Send these float64 facts ``[L, k]``, always as many, with the next round's exchange, unless newer ones come before."""
-        raise NotImplementedError(f"{type(self).__name__} has no rounds")
-
-    def hear(self) -> Tensor | None:
-        """The workers' mean ``[1, k]`` of such facts, in the steps in which some have arrived; the same steps on all workers."""
-        raise NotImplementedError(f"{type(self).__name__} has no rounds")
+    def agree_later(self, values: Tensor) -> InFlight:
+        """The same without waiting, where :attr:`agrees_late`: its result is to be taken in a later step, the same on all."""
+        raise NotImplementedError(f"{type(self).__name__} does not agree late")
 
     def evaluation(self) -> Tensor:
         """The parameters ``[1, d]`` that are validated and exported in mid-run."""
@@ -120,8 +117,8 @@ class Strategy:
         return self.reducer is not None or type(self).reduce is not Strategy.reduce
 
     @property
-    def agrees_by_round(self) -> bool:
-        """Whether small facts travel with the rounds' exchanges, by ``say`` and ``hear``, rather than at once, by ``agree``."""
+    def agrees_late(self) -> bool:
+        """Whether workers should not wait for each other now, not even for small facts."""
         return False
 
     @property

@@ -14,12 +14,31 @@ from disttrain.component import UserError
 from disttrain.strategies.attach import training_mode
 from disttrain.worlds.world import World
 
+Policy = Literal["local", "average", "recalibrate"]
 RECALIBRATION_BATCHES = 32
+
+
+def choice_of(policy: Policy, module: nn.Module) -> str:
+    """What will become of running statistics, to be said at the start; empty if the module has none."""
+    if not (number := len(_norms(module))):
+        return ""
+    layers = "1 layer" if number == 1 else f"{number} layers"
+    kept = f"running statistics of {layers}, each worker its own in training; exported (strategy.buffers={policy}) "
+    how: dict[Policy, str] = {
+        "local": "are worker 0's: average or recalibrate would be of all workers",
+        "average": "is their mean",
+        "recalibrate": f"are new ones, from {RECALIBRATION_BATCHES} batches at the end",
+    }
+    return kept + how[policy]
+
+
+def _norms(module: nn.Module) -> list[_NormBase]:
+    return [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
 
 
 @torch.no_grad()
 def settle_buffers(
-    policy: Literal["local", "average", "recalibrate"],
+    policy: Policy,
     module: nn.Module,
     rows: Mapping[str, Tensor],
     world: World,
@@ -50,7 +69,7 @@ def settle_buffers(
 @torch.no_grad()
 def _recalibrate(module: nn.Module, batches: Iterator[Any]) -> None:
     """Forget all running statistics, and take the plain mean over a few training batches with the final weights."""
-    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+    norms = _norms(module)
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

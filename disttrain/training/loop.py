@@ -16,6 +16,7 @@ from disttrain.objectives import Objective
 from disttrain.optim import GroupRow, table
 from disttrain.quantities import format_duration
 from disttrain.recording.progress import PEAK_FLOPS
+from disttrain.training.buffers import choice_of
 from disttrain.training.emulated_compute import EmulatedObjective, emulate_compute
 from disttrain.training.meeting import exchange_facts
 from disttrain.training.session import Session
@@ -144,6 +145,8 @@ def _announce(session: Session, corpus: Corpus, order: Order) -> None:
     display.say(f"strategy  {config.strategy.name}, {workers} on {session.device.type}")
     if session.strategy.description:
         display.say(f"exchange  {session.strategy.description}")
+    if buffers := choice_of(config.strategy.buffers, module):
+        display.say(f"buffers   {buffers}")
     if config.launch.emulated_step_time is not None:
         seconds = format_duration(config.launch.emulated_step_time)
         display.say(f"compute   emulated, {seconds} per step: nothing is learned, no loss is recorded, no weights are exported")

@@ -68,6 +68,11 @@ class InFlight:
         self._check_lent()
         return result
 
+    def raise_if_failed(self) -> None:
+        """Raise what the job raised, if it has ended so already; waits for nothing."""
+        if self._future.done():
+            self._future.result()
+
     def _check_lent(self) -> None:
         lent, self._lent = self._lent, []
         for tensor, copy in lent:

@@ -115,14 +115,14 @@ def test_results_do_not_depend_on_buckets_nor_on_who_drives(workers, reducer):
 
 
 def many_buckets(world, reducer):
-    own, compression = bare(world, layers=22, steps=40, options={"bucket_cap_mb": 1e-4}, reducer=reducer)
+    own, compression = bare(world, layers=22, steps=20, options={"bucket_cap_mb": 1e-4}, reducer=reducer)
     return own, compression.traffic.collectives
 
 
 @pytest.mark.parametrize("reducer", ["gather", "two_phase"])
 def test_many_buckets_never_hang_and_replicas_stay_equal(workers, reducer):
     results = workers(3, many_buckets, reducer)
-    assert results[0][1] >= 39 * 24, "there were that many buckets"
+    assert results[0][1] >= 19 * 24, "there were that many buckets"
     for own, _ in results:
         assert torch.equal(own, results[0][0])
 

@@ -1,13 +1,18 @@
 """Workers with clocks of their own agree on when to speak, on the mean loss, and on stopping."""
 
+import itertools
+import math
 import time
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from disttrain.strategies import Strategy
 from disttrain.training.agreement import Agreement
+from disttrain.worlds.in_flight import InFlight
+from disttrain.worlds.traffic import Traffic
 
 
 class Alone(Strategy):
@@ -70,3 +75,63 @@ def test_a_stop_request_reaches_all_workers_in_the_same_step(workers):
     assert 20 <= step < 400
     assert loss == 1.0
     assert exchanges < step / 10
+
+
+class Late(Alone):
+    """Facts are sent at once, and taken later."""
+
+    agrees_late = True
+
+    def __init__(self, lost_at=None):
+        super().__init__()
+        self.sent, self.lost_at = [], lost_at
+
+    def agree_later(self, values):
+        self.sent.append(values)
+        flight = InFlight(Traffic(), self.arrive)
+        flight.run((values,), debug=False)
+        return flight
+
+    def arrive(self, values):
+        if len(self.sent) == self.lost_at:
+            raise RuntimeError("worker 1 was lost")
+        return values.clone()
+
+
+def late_run(monkeypatch, strategy, losses, stop_from=10**6, last_step=100):
+    """An agreement after each of some steps of a second; its mean loss and its stop flag after each."""
+    clock = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock) / 2)  # asked twice in a step that sends
+    agreement, heard = Agreement(strategy, 1000, last_step), []
+    for step, loss in enumerate(losses, 1):
+        next(clock), next(clock)
+        agreement.step(step, loss, stop_requested=step >= stop_from)
+        heard.append((agreement.mean_loss, agreement.stop))
+    return agreement, heard
+
+
+def test_late_facts_make_nobody_wait_and_are_the_mean_of_what_was_sent_together(monkeypatch):
+    strategy = Late()
+    agreement, heard = late_run(monkeypatch, strategy, range(1, 13), stop_from=4, last_step=12)
+    assert not strategy.asked
+    assert heard[0] == (None, False)
+    assert heard[1] == (1.0, False)  # what step 1 sent; then every few seconds
+    sent = [each[0].tolist()[:3] for each in strategy.sent]
+    assert sum(total for total, *_ in sent) + agreement.own.total == sum(range(1, 13))  # every loss is sent once
+    asked = next(number for number, (_, _, stop) in enumerate(sent) if stop)
+    assert len(sent) == asked + 1  # where it is heard all stop, and nothing is sent any more
+    assert heard[-1][1]
+    assert agreement.loss.take() == 6.5  # this worker's own, of all steps
+
+
+def test_late_facts_that_are_not_finite_are_forgotten(monkeypatch):
+    _, heard = late_run(monkeypatch, Late(), [float("nan"), *[1.0] * 11])
+    assert math.isnan(heard[1][0])
+    assert heard[-1][0] == 1.0
+
+
+def test_a_lost_worker_is_noticed_in_the_next_step(monkeypatch):
+    strategy = Late(lost_at=3)
+    with pytest.raises(RuntimeError, match="worker 1 was lost"):
+        late_run(monkeypatch, strategy, [0.0] * 20)
+    assert len(strategy.sent) == 3

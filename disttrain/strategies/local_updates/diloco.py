@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
+from torch import Tensor
 
 from disttrain.compression.mean import CompressedMean
 from disttrain.strategies.base import strategies
@@ -57,9 +58,13 @@ class DiLoCo(LocalUpdates):
 
     def close(self, fragment: Fragment) -> None:
         """Post what the round has changed."""
-        self.post(fragment, fragment.of(self.anchor) - fragment.of(self.x))
+        self.post(fragment, self._delta(fragment))
         if self.delay == 0:
             self.land(fragment)
+
+    def _delta(self, fragment: Fragment) -> Tensor:
+        """From the anchor in the precision of the live parameters: what that rounds off is nobody's progress."""
+        return fragment.of(self.anchor).to(self.x.dtype).to(self.dtype) - fragment.of(self.x)
 
     def land(self, fragment: Fragment) -> None:
         """The outer step, and the workers' return."""
@@ -74,7 +79,7 @@ class DiLoCo(LocalUpdates):
         """Land, and close the open round."""
         self.land(fragment)
         if steps:
-            self.post(fragment, fragment.of(self.anchor) - fragment.of(self.x))
+            self.post(fragment, self._delta(fragment))
             self.land(fragment)
 
 

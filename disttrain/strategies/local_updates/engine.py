@@ -32,7 +32,6 @@ from disttrain.worlds.traffic import all_reduce_wire_bytes
 from disttrain.worlds.world import Lane, World
 
 Inner = Literal["ddp", "zero1", "fsdp"]
-GROUPS_ARE_DENSE = "take compressor=identity, or group_size=1"
 
 
 class LocalUpdates(Strategy):
@@ -75,7 +74,9 @@ class LocalUpdates(Strategy):
         if group_size < 1:
             raise ValueError(f"group_size must be at least 1, got {group_size}")
         if group_size > 1 and compression is not None:
-            raise ValueError(f"deltas of groups of {group_size} workers cannot be compressed yet: {GROUPS_ARE_DENSE}")
+            raise ValueError(
+                f"groups cannot compress deltas yet: with group_size={group_size} take compressor=identity and reducer=auto"
+            )
         if inner == "fsdp":
             refuse_to_shard(outer, warmup_steps, fragments)
         self.period, self.outer, self.delay, self.group_size, self.sharded = period, outer, delay, group_size, inner == "fsdp"
@@ -87,7 +88,7 @@ class LocalUpdates(Strategy):
         """Lay out the states; the first round begins here, or after the warm-up."""
         super().begin(x, layout, world, seed)
         self.fragments = fragments_of(layout, self._num_fragments, self.period)
-        self.lane = world.lane("deltas")
+        self.lane, self._facts = world.lane("deltas"), world.lane("facts")
         if self.group_size > 1 and self.groups is None:  # they are there where parameters had to be sharded first
             self.groups = Groups(world, self.group_size)
         self.dtype = torch.promote_types(x.dtype, torch.float32)
@@ -98,8 +99,6 @@ class LocalUpdates(Strategy):
         self._flights: list[InFlight | None] = [None for _ in self.fragments]
         self._landed: Tensor | None = None  # what came of the flights that a checkpoint had to wait for
         self._has_landed = torch.zeros(1, len(self.fragments), dtype=torch.bool)
-        self._said: Tensor | None = None
-        self._heard: Tensor | None = None
         self._clipped = self.anchor.new_zeros(1, 1)
         self._seconds_in_flight = self._seconds_waited = 0.0
 
@@ -121,7 +120,7 @@ class LocalUpdates(Strategy):
         return self.world.size // self.group_size
 
     @property
-    def agrees_by_round(self) -> bool:
+    def agrees_late(self) -> bool:
         """After the warm-up, in which workers meet in every step anyway."""
         return self.steps >= 0
 
@@ -163,11 +162,7 @@ class LocalUpdates(Strategy):
     def post(self, fragment: Fragment, delta: Tensor) -> None:
         """Start to average a fragment's deltas ``[L, d_f]``, which the lane may overwrite."""
         assert self._flights[fragment.number] is None, "one exchange in flight at a time"
-        self._flights[fragment.number] = self.lane.start(self._average, fragment, delta, self._said)
-
-    def _average(self, fragment: Fragment, delta: Tensor, said: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """On the lane: the mean delta ``[1, d_f]``, whether it is finite, and the mean of the facts."""
-        return *self.deltas.average(self.lane, fragment, delta), None if said is None else self.lane.mean(said)
+        self._flights[fragment.number] = self.lane.start(self.deltas.average, self.lane, fragment, delta)
 
     def take(self, fragment: Fragment) -> Tensor | None:
         """The mean delta ``[1, d_f]`` that is due; None if nothing was posted."""
@@ -183,13 +178,12 @@ class LocalUpdates(Strategy):
 
     def _receive(self, fragment: Fragment, flight: InFlight) -> Tensor:
         mean: Tensor
-        mean, finite, heard = flight.take()
+        mean, finite = flight.take()
         if not finite:
             raise RuntimeError(f"diverged: after {int(self._steps)} steps some worker's parameters are not finite any more")
         self.deltas.landed(fragment)
         self._seconds_waited += flight.waited_seconds
         self._seconds_in_flight += flight.seconds
-        self._heard = self._heard if heard is None else heard
         return mean
 
     def apply(self, fragment: Fragment, mean: Tensor) -> Tensor:
@@ -231,14 +225,9 @@ class LocalUpdates(Strategy):
         """The mean over all workers, at once."""
         return self.world.mean(values)
 
-    def say(self, facts: Tensor) -> None:
-        """These facts ``[L, k]`` travel with the next exchange, unless newer ones come before."""
-        self._said = facts
-
-    def hear(self) -> Tensor | None:
-        """The workers' mean ``[1, k]`` of facts, if some have landed since the last call."""
-        heard, self._heard = self._heard, None
-        return heard
+    def agree_later(self, values: Tensor) -> InFlight:
+        """The mean over all workers, on a lane of its own: past the deltas, which may take a round."""
+        return self._facts.start(self._facts.mean, values)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -327,14 +316,6 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
     parameter, and of muon, soap and cosmos matrix by matrix (their AdamW's state stays whole); fsdp: parameters and gradients too
     (arXiv 2304.11277), each member then exchanging its shards alone."""
 
-    @field_validator("group_size")
-    @classmethod
-    def _sends_deltas_as_they_are(cls, value: int, info: ValidationInfo) -> int:
-        compressor = info.data.get("compressor")
-        if value > 1 and compressor is not None and not isinstance(compressor, IdentityConfig):
-            raise ValueError(f"deltas of groups cannot be compressed yet: {GROUPS_ARE_DENSE}")
-        return value
-
     @field_validator("inner")
     @classmethod
     def _shards_among_several(cls, value: Inner, info: ValidationInfo) -> Inner:
@@ -343,8 +324,8 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
         return value
 
     @model_validator(mode="after")
-    def _can_be_sharded(self) -> Self:
-        if self.inner == "fsdp":
+    def _can_have_groups(self) -> Self:
+        if self.group_size > 1:
             self.build()  # which refuses what cannot
         return self
 
@@ -355,7 +336,8 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
     @property
     def common(self) -> dict[str, Any]:
         """Arguments that all methods have."""
-        compression = None if isinstance(self.compressor, IdentityConfig) else self.build_mean()
+        as_it_is = isinstance(self.compressor, IdentityConfig) and self.reducer in ("auto", "all_reduce")
+        compression = None if as_it_is else self.build_mean()
         return {
             "period": self.period,
             "warmup_steps": self.warmup_steps,

@@ -49,13 +49,13 @@ class Fragment:
         return Layout(tuple(moved), place)
 
 
-def layers_of(layout: Layout) -> list[list[Unit]]:
-    """Consecutive parameters with one name up to its first number (``blocks.3.…``), or up to its first dot."""
+def layers_of(layout: Layout) -> dict[str, list[Unit]]:
+    """Parameters whose names are alike up to the first number (``blocks.3``), or up to the first dot, by that part."""
     layers: dict[str, list[Unit]] = {}
     for unit in layout.units:
         numbered = re.match(r"(?:.*?\.)??\d+(?=\.|$)", unit.name)
         layers.setdefault(numbered[0] if numbered else unit.name.split(".")[0], []).append(unit)
-    return list(layers.values())
+    return layers
 
 
 def fragments_of(layout: Layout, number: int, period: int) -> list[Fragment]:
@@ -67,14 +67,13 @@ def fragments_of(layout: Layout, number: int, period: int) -> list[Fragment]:
     """
     if number == 1:
         return [Fragment(0, layout.units, (slice(0, layout.d),), 0)]
-    layers = layers_of(layout)
-    if number > len(layers):
-        names = ", ".join(layer[0].name.rsplit(".", 1)[0] for layer in layers)
-        raise ValueError(f"strategy.fragments={number} exceeds the model's {len(layers)} layers ({names})")
+    named = layers_of(layout)
+    if number > len(named):
+        raise ValueError(f"strategy.fragments={number} exceeds the model's {len(named)} layers ({', '.join(named)})")
     if number > period:
         raise ValueError(f"strategy.fragments={number} exceeds strategy.period={period}: one is exchanged in a step at most")
     ends = dict(zip(layout.units, [unit.offset for unit in layout.units[1:]] + [layout.d], strict=True))
-    fragments = []
+    layers, fragments = list(named.values()), []
     for index in range(number):
         units = tuple(unit for layer in layers[index::number] for unit in layer)
         ranges = _joined([slice(unit.offset, ends[unit]) for unit in units])

@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from disttrain.compression.mean import CompressedMean
@@ -95,6 +95,8 @@ class OneBehind(LocalUpdates):
         self.post(fragment, delta)
         if landed is not None:
             self._apply_stale(fragment, landed)
+        else:
+            self._moved.zero_()  # the anchor waits for its first delta
         if self.steps <= self.warmup_rounds * self.period:
             mean = self.take(fragment)
             assert mean is not None
@@ -106,19 +108,22 @@ class OneBehind(LocalUpdates):
 
     def drain(self, fragment: Fragment, steps: int) -> None:
         """Land the last round, then the open one, each with its own outer step."""
-        landed = self.take(fragment)
+        landed, delta = self.take(fragment), self._begin - self.x
         if landed is not None:
             self._apply_stale(fragment, landed)
+        else:
+            self._moved.zero_()
         if steps:
-            self.post(fragment, self._begin - self.x)
+            self.post(fragment, delta)
             mean = self.take(fragment)
             assert mean is not None
-            self._apply_stale(fragment, mean)
+            warming_up = self.steps < self.warmup_rounds * self.period
+            (self._apply if warming_up else self._apply_stale)(fragment, mean)
 
     @property
     def _begin(self) -> Tensor:
-        """Where the workers' rounds began, ``[L or 1, d]``."""
-        return self.start if len(self.start) else self.anchor
+        """Where the workers' rounds began, ``[L or 1, d]``, in the precision of the live parameters."""
+        return self.start if len(self.start) else self.anchor.to(self.x.dtype).to(self.dtype)
 
     def _apply_stale(self, fragment: Fragment, mean: Tensor) -> None:
         self._penalty = self.penalty(self._moved, lambda: self.length(mean), self.outer)
@@ -181,7 +186,7 @@ class CO2Config(LocalUpdatesConfig):
     """β; what is stable without delay need not be here."""
     penalty: PenaltyName = "gap"
     """Λ, which divides a stale delta: none, constant (penalty_value), gap (how far the anchor moved), stable (from α and β)."""
-    penalty_value: float = Field(1.0, ge=1)
+    penalty_value: float | None = Field(None, ge=1)
     """Λ of penalty=constant."""
     clip: float | None = Field(None, gt=0)
     """φ: a limit for the outer momentum, in the unit of parameters; null: none."""
@@ -190,10 +195,20 @@ class CO2Config(LocalUpdatesConfig):
     warmup_rounds: int = Field(0, ge=0)
     """Rounds at the start whose exchange is waited for."""
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> CO2Config:
+        if (self.penalty == "constant") != (self.penalty_value is not None):
+            raise ValueError(
+                f"penalty_value and penalty=constant go together, got penalty={self.penalty} and {self.penalty_value}"
+            )
+        if self.clip is None and self.clip_mode != "value":
+            raise ValueError(f"clip_mode={self.clip_mode} does nothing without clip")
+        return self
+
     def build(self) -> OneBehind:
         """The strategy itself."""
         outer = OuterStep(self.outer_lr, self.outer_momentum, clip=Clip(self.clip, self.clip_mode))
-        penalty = Penalty(self.penalty, self.penalty_value)
+        penalty = Penalty(self.penalty, self.penalty_value or 1.0)
         return OneBehind(outer=outer, penalty=penalty, warmup_rounds=self.warmup_rounds, **self.common)
 
 

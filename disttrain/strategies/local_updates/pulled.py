@@ -23,7 +23,7 @@ class OverlapLocalSGD(LocalUpdates):
     Args:
         period: τ, local steps in a round.
         outer: what becomes of the mean of z − x once it has landed.
-        pull: how far workers are pulled towards the anchor, in (0, 1].
+        pull: how far workers are pulled towards the anchor, in (0, 1); at 1 nobody would ever get away from it.
         warmup_steps: see :class:`LocalUpdates`.
         compression: see :class:`LocalUpdates`.
         group_size: see :class:`LocalUpdates`.
@@ -44,8 +44,8 @@ class OverlapLocalSGD(LocalUpdates):
         inner: Inner = "ddp",
     ) -> None:
         super().__init__(period, outer, period, warmup_steps, compression=compression, group_size=group_size, inner=inner)
-        if not 0 < pull <= 1:
-            raise ValueError(f"pull must be more than 0 and at most 1, got {pull}")
+        if not 0 < pull < 1:
+            raise ValueError(f"pull must be more than 0 and less than 1, got {pull}")
         self.pull = pull
 
     def close(self, fragment: Fragment) -> None:
@@ -74,7 +74,7 @@ class OverlapLocalSGDConfig(LocalUpdatesConfig):
     """Workers are pulled towards an anchor, whose exchange has a whole round (arXiv 2002.09539)."""
 
     name: Literal["overlap_local_sgd"] = "overlap_local_sgd"
-    pull: float = Field(0.6, gt=0, le=1)
+    pull: float = Field(0.6, gt=0, lt=1)
     """How far, as a share of the way."""
     outer_momentum: float = Field(0.7, ge=0, lt=1)
     """Of the anchor."""

@@ -114,8 +114,9 @@ def test_groups_must_be_equal():
 
 
 def test_what_groups_cannot_send():
-    with pytest.raises(ValueError, match="compressor=identity, or group_size=1"):
-        CO2Config(group_size=2, compressor=Int8Config())
+    for settings in ({"compressor": Int8Config()}, {"reducer": "gather"}):
+        with pytest.raises(ValueError, match="with group_size=2 take compressor=identity and reducer=auto"):
+            CO2Config(group_size=2, **settings)
     with pytest.raises(ValueError, match="group_size must be at least 1, got 0"):
         LocalUpdates(4, OuterStep(), group_size=0)
 
