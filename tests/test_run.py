@@ -1,5 +1,6 @@
 """The user API in a complete script: someone's own module, data and loop."""
 
+import functools
 import json
 import runpy
 import subprocess
@@ -91,11 +92,11 @@ def test_dropout_resumes_exactly_and_no_step_too_many_is_made(launched, tmp_path
     assert (ended["status"], ended["weights_sha256"]) == ("finished", straight["weights_sha256"])
 
 
-def refused(config, *overrides, optimizer=False):
+def refused(config, *overrides, optimizer=False, scaler=None):
     try:
         run = disttrain.Run.from_config(config, overrides)
         module = nn.Linear(2, 2)
-        run.prepare(module, torch.optim.SGD(module.parameters(), 0.1) if optimizer else None)
+        run.prepare(module, torch.optim.SGD(module.parameters(), 0.1) if optimizer else None, scaler=scaler)
     except UserError as error:
         return str(error)
     return ""
@@ -153,6 +154,11 @@ def test_a_mistake_in_a_script_is_one_line_and_exit_code_2(tmp_path):
 def test_two_optimizers_are_refused(launched, tmp_path):
     config = tmp_path / "own.yaml"
     config.write_text(f"optimizer: {{name: sgd, lr: 0.1}}\nrun: {{directory: {tmp_path / 'run'}}}\n")
-    import functools
-
     assert "only one can be used" in launched(1, functools.partial(refused, optimizer=True), config)[0]
+
+
+def test_a_scaler_that_would_make_rounds_unequal_is_refused(launched, tmp_path):
+    config = tmp_path / "own.yaml"
+    config.write_text(f"strategy: {{name: co2}}\nrun: {{directory: {tmp_path / 'run'}}}\n")
+    scaler = torch.amp.GradScaler("cpu")
+    assert "use bfloat16" in launched(1, functools.partial(refused, optimizer=True, scaler=scaler), config)[0]

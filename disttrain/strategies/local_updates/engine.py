@@ -187,13 +187,15 @@ class LocalUpdates(Strategy):
         return mean
 
     def apply(self, fragment: Fragment, mean: Tensor) -> Tensor:
-        """The outer step of a fragment's anchor with a mean delta ``[1, d_f]``; returns how far it moved ``[1, d_f]``."""
+        """The outer step of a fragment's anchor with a mean delta ``[1, d_f]``, which is used up; returns its direction."""
+        anchor = fragment.of(self.anchor)
         momentum = fragment.of(self.momentum) if self.outer.momentum else self.momentum
-        move, momentum, self._clipped = self.outer(mean, momentum)
-        if self.outer.momentum:
-            fragment.put(self.momentum, momentum)
-        fragment.put(self.anchor, fragment.of(self.anchor) - move)
-        return move
+        direction, self._clipped = self.outer.step_(anchor, momentum, mean)
+        if len(fragment.ranges) > 1:  # else these were views
+            fragment.put(self.anchor, anchor)
+            if self.outer.momentum:
+                fragment.put(self.momentum, momentum)
+        return direction
 
     def length(self, x: Tensor) -> Tensor:
         """The Euclidean lengths ``[R, 1]`` of vectors ``[R, d_f]``; with shards, of those that a group has together."""

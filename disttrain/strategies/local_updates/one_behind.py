@@ -126,12 +126,11 @@ class OneBehind(LocalUpdates):
         return self.start if len(self.start) else self.anchor.to(self.x.dtype).to(self.dtype)
 
     def _apply_stale(self, fragment: Fragment, mean: Tensor) -> None:
-        self._penalty = self.penalty(self._moved, lambda: self.length(mean), self.outer)
-        self._apply(fragment, mean if self.penalty.name == "none" else mean / self._penalty)
+        self._penalty.copy_(self.penalty(self._moved, lambda: self.length(mean), self.outer))
+        self._apply(fragment, mean if self.penalty.name == "none" else mean.div_(self._penalty))
 
     def _apply(self, fragment: Fragment, mean: Tensor) -> None:
-        move = self.apply(fragment, mean)
-        self._moved.copy_(self.length(move))
+        self._moved.copy_(self.outer.lr * self.length(self.apply(fragment, mean)))
 
     def _next_start(self, delta: Tensor) -> Tensor:
         """Where the workers go on from, ``[L or 1, d]``, while ``delta [L, d]`` is on its way."""
@@ -165,8 +164,8 @@ class OneBehind(LocalUpdates):
 
     @property
     def shared(self) -> dict[str, Tensor]:
-        """The length of the last outer step too."""
-        return super().shared | {"moved": self._moved}
+        """The length of the last outer step too, and the last penalty."""
+        return super().shared | {"moved": self._moved, "penalty": self._penalty}
 
     @property
     def local(self) -> dict[str, Tensor]:

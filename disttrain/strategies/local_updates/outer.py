@@ -61,8 +61,6 @@ class Outer(NamedTuple):
     """``[R, d]``, to be subtracted from the parameters."""
     momentum: Tensor
     """``[R, d]``, the new one."""
-    clipped: Tensor
-    """``[R, 1]``, the share that was clipped."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,25 @@ class OuterStep:
         if not 0 <= self.momentum < 1:
             raise ValueError(f"outer_momentum must be at least 0 and less than 1, got {self.momentum}")
 
+    def step_(self, anchor: Tensor, momentum: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Move an anchor ``[R, d]`` and its momentum in place, without room for more; ``delta [R, d]`` is overwritten.
+
+        Returns:
+            the direction ``[R, d]``, of which the anchor went α times, and the share of it that was clipped, ``[R, 1]``.
+        """
+        direction = delta
+        if self.momentum:
+            momentum.mul_(self.momentum).add_(delta)
+            direction = delta.add_(momentum, alpha=self.momentum) if self.nesterov else momentum
+        direction, clipped = self.clip(direction)
+        anchor.sub_(direction, alpha=self.lr)
+        return direction, clipped
+
     def __call__(self, delta: Tensor, momentum: Tensor) -> Outer:
-        """What a delta ``[R, d]`` leads to, after a momentum ``[R or 1, d]``, which is not looked at where β is 0."""
+        """What a delta ``[R, d]`` would lead to, after a momentum ``[R or 1, d]``, which is not looked at where β is 0."""
         direction = delta
         if self.momentum:
             momentum = torch.add(delta, momentum, alpha=self.momentum)
             direction = torch.add(delta, momentum, alpha=self.momentum) if self.nesterov else momentum
-        direction, clipped = self.clip(direction)
-        return Outer(direction if self.lr == 1.0 else self.lr * direction, momentum, clipped)
+        direction, _ = self.clip(direction)
+        return Outer(direction if self.lr == 1.0 else self.lr * direction, momentum)

@@ -185,7 +185,7 @@ def test_momentum_itself_is_not_clipped(nesterov):
     for clip in (Clip(), Clip(0.5)):
         outer, momentum = OuterStep(1.0, 0.5, nesterov, clip), torch.zeros(1, 2)
         for delta in deltas:
-            move, momentum, _ = outer(delta, momentum)
+            move, momentum = outer(delta, momentum)
         momenta.append(momentum)
     assert torch.equal(*momenta)
     assert move.abs().max() == 0.5
