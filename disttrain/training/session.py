@@ -111,7 +111,7 @@ class Session:
         module.to(self.device)
         if scaler is not None and self.strategy.lockstep and not self.strategy.replicated:
             name = self.config.strategy.name
-            raise UserError(f"under strategy.name={name} each worker's GradScaler would skip other steps, and rounds would not be "
+            raise UserError(f"under strategy.name={name} each worker's GradScaler would skip other steps, and rounds not be "
                             "equally long any more: use bfloat16, which needs no scaler")  # fmt: skip
         if scaler is not None:
             self.strategy.loss_scale = scaler.get_scale
