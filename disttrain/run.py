@@ -155,7 +155,7 @@ class Run:
         """End a step, after ``optimizer.step()``: log, save and find out whether to stop.
 
         Args:
-            loss: this worker's mean loss; the record has the workers' mean where the strategy communicates.
+            loss: this worker's mean loss; the record has the workers' mean where they meet in every step, else worker 0's own.
             tokens: that this worker trained on in this step; counted for all.
             metrics: anything else for ``metrics.jsonl``, such as ``validation_loss``.
         """

@@ -67,6 +67,7 @@ class Agreement:
         self._since, self._started = step, time.perf_counter()
         self._next = step + 1
         self._flight: InFlight | None = None
+        self._late = strategy.agrees_late
         self.own, self.loss, self.stop = LossMean(), LossMean(), False
         self.mean_loss: float | None = None
 
@@ -76,9 +77,13 @@ class Agreement:
         Raises:
             RuntimeError: if another worker was lost.
         """
-        self.own.add(loss, 1.0)
         if self._strategy.agrees_late:
+            if not self._late:  # what was not agreed at once, at the end of a warm-up, is not to be lost for the record
+                self.loss.add(*self.own.state())
+            self._late = True
             self.loss.add(loss, 1.0)
+        self.own.add(loss, 1.0)
+        if self._late:
             self._step_late(step, stop_requested)
         elif step >= self._next or exchange:
             total, count, until_next = self._heard(self._strategy.agree(self._facts(step, stop_requested, SECONDS_BETWEEN)))

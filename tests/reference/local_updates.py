@@ -125,7 +125,7 @@ def streaming_diloco(gradient, x0, n, steps, gamma, period, lr, momentum, fragme
     for p in range(len(fragments)):
         if sent[p] is not None:
             receive(p)
-        if closed[p] < steps:
+        if steps - closed[p] > (delay if closed[p] else 0):  # what is older than the last landing is overwritten by it
             send(p, steps)
             receive(p)
     return np.array(workers.trace), theta

@@ -135,3 +135,14 @@ def test_a_lost_worker_is_noticed_in_the_next_step(monkeypatch):
     with pytest.raises(RuntimeError, match="worker 1 was lost"):
         late_run(monkeypatch, strategy, [0.0] * 20)
     assert len(strategy.sent) == 3
+
+
+def test_no_loss_is_lost_for_the_record_where_waiting_ends():
+    strategy = Alone()
+    agreement = Agreement(strategy, log_every=10, last_step=1000)
+    for step in range(1, 11):
+        if step == 9:  # the warm-up is over
+            strategy.__class__ = Late
+            strategy.sent, strategy.lost_at = [], None
+        agreement.step(step, float(step), stop_requested=False)
+    assert agreement.loss.take() == 5.5

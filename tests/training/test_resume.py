@@ -48,6 +48,27 @@ def test_workers_that_never_talk_resume_each_their_own(launched, tmp_path):
     assert straight[0][0] != straight[1][0]
 
 
+ROUNDS = {
+    "co2": ("strategy.name=co2", "strategy.period=4", "strategy.compressor.name=int8", *OPTIMIZERS["muon"]),
+    "streaming": (
+        *("strategy.name=streaming_diloco", "strategy.period=4", "strategy.fragments=2", "strategy.delay=3"),
+        *(*OPTIMIZERS["cosmos"], "training.precision=bf16", "training.gradient_accumulation=2"),
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ROUNDS)
+def test_a_round_that_is_broken_off_goes_on(launched, tmp_path, method):
+    config, options = write_config(tmp_path), ROUNDS[method]
+    straight = launched(2, train, config, tmp_path / "straight", *options)
+    launched(2, train, config, tmp_path / "halves", *options, "training.stop_after=10")
+    halves = launched(2, train, config, tmp_path / "halves", *options, "training.resume=auto")
+    assert [own for own, _ in halves] == [own for own, _ in straight]
+    assert straight[0][0] == straight[1][0], "all export the anchor"
+    assert halves[0][1]["validation_loss"] == straight[0][1]["validation_loss"]
+    assert halves[0][1]["wire_bytes"] < 0.5 * halves[0][1]["ddp_wire_bytes"]
+
+
 def test_dropout_and_a_middle_of_an_epoch_resume(launched, tmp_path):
     config = write_config(tmp_path)
     model = ("model.name=gpt", "model.width=32", "model.layers=2", "model.heads=2", "model.dropout=0.2")

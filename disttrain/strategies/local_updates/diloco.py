@@ -76,9 +76,9 @@ class DiLoCo(LocalUpdates):
         fragment.put(self.x, anchor if self.mix == 0 else self.mix * fragment.of(self.x) + (1 - self.mix) * anchor)
 
     def drain(self, fragment: Fragment, steps: int) -> None:
-        """Land, and close the open round."""
+        """Land, and close the open round; what one has changed before the last one's landing is not its own."""
         self.land(fragment)
-        if steps:
+        if steps > (self.delay if steps < self.steps else 0):  # in the first round nothing lands
             self.post(fragment, self._delta(fragment))
             self.land(fragment)
 

@@ -18,6 +18,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, mod
 from torch import Tensor
 
 from disttrain.compression.base import CompressorConfig
+from disttrain.compression.feedback import EF14Config, NoFeedbackConfig
 from disttrain.compression.mean import CompressedMean, CompressedMeanConfig
 from disttrain.compression.quantize import IdentityConfig
 from disttrain.compression.reduce import Dense
@@ -129,11 +130,15 @@ class LocalUpdates(Strategy):
         """Local steps since the warm-up; negative in it."""
         return int(self._steps) - self.warmup_steps
 
+    def before_step(self) -> bool:
+        """The first round begins where the parameters are by now: somebody may have loaded others since :meth:`begin`."""
+        if self.steps == 0:
+            self.open()
+        return True
+
     def after_step(self) -> None:
         """Land and close what is due."""
         self._steps += 1
-        if self.steps == 0:
-            self.open()
         for fragment in self.fragments:
             due = 0 < self.delay < min(self.period, self.steps)
             if due and self._since_close(fragment, self.steps - self.delay) == 0:
@@ -146,7 +151,7 @@ class LocalUpdates(Strategy):
         return (steps + fragment.lead) % self.period if steps + fragment.lead >= self.period else steps
 
     def open(self) -> None:
-        """The first round begins: all workers' parameters are still equal."""
+        """The first round begins: all workers' parameters are equal."""
         self.anchor.copy_(self.x[:1])
 
     def close(self, fragment: Fragment) -> None:
@@ -160,8 +165,10 @@ class LocalUpdates(Strategy):
     # --- the exchange ------------------------------------------------------------------------------------------------
 
     def post(self, fragment: Fragment, delta: Tensor) -> None:
-        """Start to average a fragment's deltas ``[L, d_f]``, which the lane may overwrite."""
+        """Start to average a fragment's deltas ``[L, d_f]``, which are lent until :meth:`take`."""
         assert self._flights[fragment.number] is None, "one exchange in flight at a time"
+        if not self._has_landed.any():
+            self._landed = None  # no checkpoint needs it any more
         self._flights[fragment.number] = self.lane.start(self.deltas.average, self.lane, fragment, delta)
 
     def take(self, fragment: Fragment) -> Tensor | None:
@@ -186,6 +193,13 @@ class LocalUpdates(Strategy):
         self._seconds_in_flight += flight.seconds
         return mean
 
+    def average_now(self, fragment: Fragment, delta: Tensor) -> Tensor:
+        """The mean of deltas ``[L, d_f]``, waited for: ``[1, d_f]``."""
+        self.post(fragment, delta)
+        mean = self.take(fragment)
+        assert mean is not None
+        return mean
+
     def apply(self, fragment: Fragment, mean: Tensor) -> Tensor:
         """The outer step of a fragment's anchor with a mean delta ``[1, d_f]``, which is used up; returns its direction."""
         anchor = fragment.of(self.anchor)
@@ -208,12 +222,12 @@ class LocalUpdates(Strategy):
     # --- what leaves the strategy ------------------------------------------------------------------------------------
 
     def evaluation(self) -> Tensor:
-        """The anchor; in the warm-up the parameters themselves, which are equal."""
-        return self.x[:1] if self.steps < 0 else self.anchor.to(self.x.dtype)
+        """The anchor; before the first round the parameters themselves, which are equal."""
+        return self.x[:1] if self.steps <= 0 else self.anchor.to(self.x.dtype)
 
     def finish(self) -> Tensor:
         """Land what is in flight, close the rounds that are open, and return the anchor; training cannot go on after that."""
-        if self.steps < 0:
+        if self.steps <= 0:
             return self.x[:1]
         for fragment in self.fragments:
             self.drain(fragment, self._since_close(fragment, self.steps))
@@ -233,11 +247,14 @@ class LocalUpdates(Strategy):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """How many rounds have landed, and of the time that exchanges took, which share was hidden behind computation."""
+        """The anchor's length; how long exchanges took since the start of this process, and which share of that was hidden.
+
+        Not the latter two on a GPU, where the host's clock does not see the kernels.
+        """
         values = {"fraction_clipped": float(self._clipped)}
         if not self.sharded:  # nobody has the whole anchor
             values["anchor_norm"] = float(torch.linalg.vector_norm(self.evaluation()))
-        if self._seconds_in_flight > 0:
+        if self._seconds_in_flight > 0 and self.x.device.type != "cuda":
             values["communication_seconds"] = self._seconds_in_flight
             values["overlap_ratio"] = max(0.0, 1 - self._seconds_waited / self._seconds_in_flight)
         return values
@@ -338,7 +355,8 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
     @property
     def common(self) -> dict[str, Any]:
         """Arguments that all methods have."""
-        as_it_is = isinstance(self.compressor, IdentityConfig) and self.reducer in ("auto", "all_reduce")
+        nothing_left = isinstance(self.compressor, IdentityConfig) and isinstance(self.feedback, EF14Config | NoFeedbackConfig)
+        as_it_is = nothing_left and self.reducer in ("auto", "all_reduce")
         compression = None if as_it_is else self.build_mean()
         return {
             "period": self.period,

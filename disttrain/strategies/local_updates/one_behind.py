@@ -114,11 +114,8 @@ class OneBehind(LocalUpdates):
         else:
             self._moved.zero_()
         if steps:
-            self.post(fragment, delta)
-            mean = self.take(fragment)
-            assert mean is not None
             warming_up = self.steps < self.warmup_rounds * self.period
-            (self._apply if warming_up else self._apply_stale)(fragment, mean)
+            (self._apply if warming_up else self._apply_stale)(fragment, self.average_now(fragment, delta))
 
     @property
     def _begin(self) -> Tensor:
@@ -143,6 +140,11 @@ class OneBehind(LocalUpdates):
         if len(self.own_momentum):
             self.own_momentum.copy_(step.momentum)
         return self.anchor - step.move
+
+    @property
+    def temporary_copies(self) -> float:
+        """Where workers go on from, too, and on the way there their own outer step."""
+        return super().temporary_copies + {"wait": 0.0, "keep": 2.0, "share": 3.0}[self.fresh]
 
     @property
     def warning(self) -> str:
@@ -193,6 +195,15 @@ class CO2Config(LocalUpdatesConfig):
     """value: for every entry; norm: for the Euclidean length."""
     warmup_rounds: int = Field(0, ge=0)
     """Rounds at the start whose exchange is waited for."""
+
+    def check_steps(self, steps: int) -> None:
+        """Rounds that are not waited for, too."""
+        super().check_steps(steps)
+        if steps <= (waited := self.warmup_steps + self.warmup_rounds * self.period):
+            raise ValueError(
+                f"steps={steps} is all warm-up: strategy.warmup_rounds={self.warmup_rounds} of strategy.period={self.period} end "
+                f"at step {waited}; take fewer, or strategy.name=slowmo, which always waits"
+            )
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> CO2Config:

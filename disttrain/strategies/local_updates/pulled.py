@@ -63,10 +63,7 @@ class OverlapLocalSGD(LocalUpdates):
         if landed is not None:
             self.apply(fragment, landed)
         if steps:
-            self.post(fragment, self.anchor - self.x)
-            mean = self.take(fragment)
-            assert mean is not None
-            self.apply(fragment, mean)
+            self.apply(fragment, self.average_now(fragment, self.anchor - self.x))
 
 
 @strategies.register

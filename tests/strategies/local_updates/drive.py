@@ -33,6 +33,7 @@ def local_step(strategy, gradient, step, gamma=GAMMA):
     """One step of all workers; ``gradient(worker, step, x)`` as in the references."""
     x = strategy.x
     g = torch.from_numpy(np.array([gradient(worker, step, row.double().numpy()) for worker, row in enumerate(x)])).to(x.dtype)
+    assert strategy.before_step()
     x -= gamma * (strategy.world.mean(g) if strategy.gradients_due else g)
     strategy.after_step()
 

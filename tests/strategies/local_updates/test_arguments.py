@@ -81,6 +81,10 @@ def test_a_setting_that_no_method_allows(tmp_path, name, setting, message):
         (["name=co2", "penalty_value=0.5"], r"strategy\.penalty_value: must be at least 1 \(got 0\.5\)"),
         (["name=co2", "penalty_value=2.0"], "penalty_value and penalty=constant go together, got penalty=gap and 2"),
         (["name=co2", "clip_mode=norm"], "clip_mode=norm does nothing without clip"),
+        (
+            ["name=co2", "period=10", "warmup_rounds=100"],
+            "is all warm-up: strategy.warmup_rounds=100 of strategy.period=10 end at step",
+        ),
         (["name=co2", "clip=-1"], r"strategy\.clip: must be greater than 0.* \(got -1\)"),
         (["name=co2", "clip_mode=both"], r"strategy\.clip_mode: .*value.*norm"),
         (["name=co2", "warmup_rounds=-1"], r"strategy\.warmup_rounds: must be at least 0 \(got -1\)"),

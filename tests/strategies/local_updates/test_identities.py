@@ -174,3 +174,24 @@ def test_workers_that_stand_still_do_not_move_the_anchor(method):
         strategy.after_step()
     strategy.finish()
     assert torch.equal(strategy.anchor, before)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_weights_loaded_before_the_first_step_are_where_the_first_round_begins(method):
+    gradient = recorded(0, N, 12, D)
+    expected = run(ALL[method](), gradient, np.full(D, 5.0), N, 12, layout=layout_of(SIZES))
+    strategy = begun(ALL[method](), N, np.zeros(D), layout_of(SIZES))
+    strategy.x.fill_(5.0)
+    for step in range(1, 13):
+        local_step(strategy, gradient, step)
+        assert close(strategy.x.numpy(), expected[0][step - 1])
+    assert close(strategy.finish().numpy()[0], expected[1])
+
+
+def test_a_delta_that_lands_at_the_end_is_not_followed_by_a_round_of_nothing():
+    """Period 4, delay 2: the exchange of step 8 lands at step 10, or at the end of a run of 8 or 9 steps."""
+    gradient = recorded(0, N, 12, D)
+    ends = [results(DiLoCo(4, NESTEROV, delay=2), gradient, steps=steps)[1] for steps in (8, 9, 10)]
+    assert close(ends[0], ends[1])
+    assert close(ends[0], ends[2])
+    assert not close(ends[0], results(DiLoCo(4, NESTEROV, delay=2), gradient, steps=11)[1])

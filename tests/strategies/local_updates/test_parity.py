@@ -16,7 +16,7 @@ from disttrain.strategies import (
 
 METHODS = {
     "local_sgd": LocalSGDConfig(period=4),
-    "post-local": LocalSGDConfig(period=4, warmup_steps=6),
+    "post-local": LocalSGDConfig(period=4, warmup_steps=7),
     "slowmo": SlowMoConfig(period=4),
     "diloco": DiLoCoConfig(period=4),
     "streaming": StreamingDiLoCoConfig(period=4, fragments=2, delay=3),

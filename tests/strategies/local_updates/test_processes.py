@@ -10,7 +10,7 @@ from disttrain.training.state import TrainingState
 from tests.parity import build_model, loss
 from tests.strategies.local_updates.test_parity import COMPRESSED, METHODS
 
-STEPS, STOP = 14, (6, 8)  # in mid-round, and where a round of 4 closes: each with an exchange under way, if the method has delays
+STEPS, STOP = 14, (6, 8)  # in mid-round or in a warm-up, and where a round of 4 closes: with an exchange under way, if it may be
 
 
 class Trained:
