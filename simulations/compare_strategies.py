@@ -1,8 +1,9 @@
-"""The quickstart under every strategy: what each one's loss costs in bytes. Prints a table and draws docs/strategies.png.
+"""The quickstart under strategies that meet in every step, or never: what each one's loss costs in bytes.
 
-    python simulations/compare_strategies.py [--steps 500] [--workers 2] [--seeds 1]
+    python simulations/compare_strategies.py [--steps 500] [--workers 2] [--seeds 1] [--strategies ddp local ...]
 
-Every run sees the same data in the same order; only the strategy differs. About two minutes a run on two cores.
+Prints a table and draws docs/strategies.png. Every run sees the same data in the same order; only the strategy differs. About two
+minutes a run on two cores. Those that work in rounds are compared by co2.py.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ SETTINGS = {
     "compressed": {"compressed, int8": ["strategy.compressor.name=int8"], "compressed, 1 %": ["strategy.compressor.ratio=0.01"]}
 }
 """What is run of a strategy beside its defaults."""
+EVERY_STEP = ["compressed", "ddp", "ddp_cast", "local"]
 
 
 def main() -> None:
@@ -35,11 +37,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--strategies", nargs="+", default=EVERY_STEP, choices=strategies.names())
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs = {
             title: [train(title, [f"strategy.name={name}", *own], seed, options, Path(folder)) for seed in range(options.seeds)]
-            for name in strategies.names()
+            for name in options.strategies
             for title, own in SETTINGS.get(name, {name: []}).items()
         }
     print(f"{options.steps} steps, {options.workers} workers, mean of seeds 0 to {options.seeds - 1}")
