@@ -111,8 +111,8 @@ def test_an_eta_beyond_the_guard_diverges_and_is_refused():
             assert not np.linalg.norm(way[-1]) < 1e6
     with pytest.raises(ValueError, match=r"eta=1 feeds back more than the compressor can send.* eta ≤ 2δ = 0.6667"):
         Compressed(TOP_1, EControl(1.0))
-    assert Compressed(TOP_1, EControl(2 / 3)).feedback == EControl(2 / 3)
-    assert Compressed(TOP_1, EControl()).feedback == EControl(1 / 3)
+    assert Compressed(TOP_1, EControl(2 / 3)).mean.feedback == EControl(2 / 3)
+    assert Compressed(TOP_1, EControl()).mean.feedback == EControl(1 / 3)
 
 
 def estimates_error(strategy, g, weights):
