@@ -191,21 +191,6 @@ def cocod_sgd(gradient, x0, n, steps, gamma, period):
     return np.array(workers.trace), mean(workers.x)
 
 
-def predicted_mean(gradient, x0, n, steps, gamma, period, pull, beta):
-    """Ours: workers are pulled to the last round's mean, carried on by how far the means of rounds have been apart."""
-    workers, landed, launched, velocity = Workers(gradient, x0, n, gamma), x0, None, np.zeros_like(x0)
-    for step in range(1, steps + 1):
-        workers.step(step)
-        if step % period == 0:
-            if launched is not None:
-                velocity = beta * velocity + (1 - beta) * (landed - launched)
-                landed = launched
-            launched = mean(workers.x)
-            workers.x = [(1 - pull) * x + pull * (landed - velocity) for x in workers.x]
-        workers.record()
-    return np.array(workers.trace), mean(workers.x) if steps % period else launched
-
-
 def clipped(m, threshold, mode):
     if threshold is None:
         return m

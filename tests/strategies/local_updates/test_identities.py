@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from disttrain.strategies import DiLoCo, OneBehind, OverlapLocalSGD, PredictedMean
+from disttrain.strategies import DiLoCo, OneBehind, OverlapLocalSGD
 from disttrain.strategies.local_updates import Clip, OuterStep, Penalty
 from tests.strategies.local_updates.drive import GAMMA, begun, close, layout_of, local_step, quadratic, recorded, run, start
 
@@ -131,7 +131,6 @@ ALL = {
     "eager": lambda **warm: OneBehind(PERIOD, NESTEROV, "share", **warm),
     "keep": lambda **warm: OneBehind(PERIOD, HEAVY_BALL, "keep", **warm),
     "overlap": lambda **warm: OverlapLocalSGD(PERIOD, HEAVY_BALL, **warm),
-    "predicted": lambda **warm: PredictedMean(PERIOD, 0.5, 0.3, **warm),
 }
 
 

@@ -10,7 +10,6 @@ from disttrain.strategies import (
     EagerDiLoCoConfig,
     LocalSGDConfig,
     OverlapLocalSGDConfig,
-    PredictedMeanConfig,
     SlowMoConfig,
     StreamingDiLoCoConfig,
 )
@@ -24,7 +23,6 @@ METHODS = {
     "streaming, late": StreamingDiLoCoConfig(period=6, fragments=3, delay=1, mix=0.0, warmup_steps=2),
     "eager": EagerDiLoCoConfig(period=4),
     "overlap_local_sgd": OverlapLocalSGDConfig(period=4),
-    "predicted_mean": PredictedMeanConfig(period=4),
     "cocod_sgd": CoCoDSGDConfig(period=4),
     "co2": CO2Config(period=4),
     "co2, warmed up": CO2Config(period=3, outer_momentum=0.5, penalty="stable", clip=1e-3, warmup_rounds=2, warmup_steps=3),

@@ -14,7 +14,6 @@ from disttrain.strategies import (
     EagerDiLoCoConfig,
     LocalSGDConfig,
     OverlapLocalSGDConfig,
-    PredictedMeanConfig,
     SlowMoConfig,
     StreamingDiLoCoConfig,
 )
@@ -74,12 +73,6 @@ def overlap_local_sgd(draw, period):
     return config, reference.overlap_local_sgd, {"pull": pull, "gmf": gmf}
 
 
-def predicted_mean(draw, period):
-    pull, beta = draw(st.sampled_from([0.2, 0.6, 1.0])), draw(MOMENTUM)
-    config = PredictedMeanConfig(period=period, pull=pull, velocity_momentum=beta)
-    return config, reference.predicted_mean, {"pull": pull, "beta": beta}
-
-
 def cocod_sgd(draw, period):
     return CoCoDSGDConfig(period=period), reference.cocod_sgd, {}
 
@@ -96,7 +89,6 @@ def co2(draw, period):
 
 
 METHODS = [local_sgd, post_local_sgd, slowmo, diloco, streaming_diloco, eager_diloco, overlap_local_sgd, cocod_sgd, co2]
-METHODS += [predicted_mean]
 
 
 def compare(config, method, options, gradient, n, steps, seed):
@@ -143,7 +135,6 @@ def test_references_differ_from_one_another():
     options = {"slowmo": {"alpha": 1.0, "beta": 0.5}, "diloco": {"lr": 0.7, "momentum": 0.9}}
     options |= {"streaming_diloco": {"lr": 0.7, "momentum": 0.9, "fragments": [([0, 1], 0), (list(range(2, 18)), 2)], "delay": 1}}
     options |= {"eager_diloco": {"lr": 0.7, "momentum": 0.5}, "overlap_local_sgd": {"pull": 0.6, "gmf": 0.7}}
-    options |= {"predicted_mean": {"pull": 0.6, "beta": 0.5}}
     options |= {"post_local_sgd": {"warmup_steps": 2}, "co2": {"alpha": 1.0, "beta": 0.5}}
     names = [method.__name__ for method in METHODS]
     traces = [getattr(reference, name)(gradient, x0, 3, 13, GAMMA, 4, **options.get(name, {}))[0][-1] for name in names]
