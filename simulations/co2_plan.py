@@ -38,6 +38,11 @@ def co2(momentum: float, penalty: str, *more: str) -> Method:
     return Method("co2", (f"outer_momentum={momentum}", f"penalty={penalty}", *more))
 
 
+def predicted(pull: float, momentum: float, lead: float) -> Method:
+    """A rule of co2_rules.py."""
+    return Method("predicted", (f"pull={pull}", f"outer_momentum={momentum}", f"lead={lead}"))
+
+
 CLIPS = ("clip=0.01", "clip=0.03", "clip=0.1")
 DDP, LOCAL_SGD, COCOD = (
     Entry("DDP", Method("ddp")),
@@ -46,10 +51,10 @@ DDP, LOCAL_SGD, COCOD = (
 )
 SLOWMO = Entry("SlowMo", Method("slowmo"), momenta(0.2, 0.4, 0.6, 0.8))
 EAGER = Entry("Eager DiLoCo", Method("eager_diloco"), momenta(0.2, 0.35, 0.5))
+OVERLAP = Entry("Overlap-Local-SGD", Method("overlap_local_sgd"), ("pull=0.2", "pull=0.4", "pull=0.6", "pull=0.8"))
 OTHERS = (
     Entry("DiLoCo", Method("diloco"), momenta(0.3, 0.5, 0.7, 0.9)),
     Entry("Streaming DiLoCo", Method("streaming_diloco"), momenta(0.3, 0.5, 0.7, 0.9)),
-    Entry("Overlap-Local-SGD", Method("overlap_local_sgd"), ("pull=0.4", "pull=0.6", "pull=0.8")),
 )
 CO2 = tuple(
     Entry(
@@ -66,38 +71,42 @@ CO2_DEFAULT = CO2[2]
 CO2_PLAIN = Entry("CO2 β=0, no penalty", co2(0.0, "none"))
 CO2_STABLE = Entry("CO2 β=0.5, stable penalty", co2(0.5, "stable"))
 CO2_WARM = Entry("CO2 β=0.2, gap penalty, 10 rounds waited for", co2(0.2, "gap", "warmup_rounds=10"))
-KEPT = Entry("fresh delta kept, momentum", Method("guessing"), momenta(0.1, 0.2, 0.4, 0.6))
-CLASSIFIED = (DDP, LOCAL_SGD, SLOWMO, *OTHERS, EAGER, COCOD, CO2_PLAIN, *CO2, CO2_STABLE, KEPT)
+KEPT = Entry("kept fresh delta, β=0.4", Method("guessing", ("outer_momentum=0.4",)))
+PREDICTED = Entry("pull to the predicted mean", predicted(0.65, 0.7, 1.5))
+CLASSIFIED = (
+    DDP, LOCAL_SGD, SLOWMO, *OTHERS, EAGER, COCOD, OVERLAP, CO2_PLAIN, *CO2, CO2_STABLE, KEPT, PREDICTED,
+)  # fmt: skip
+DECISIVE = (
+    DDP, LOCAL_SGD, PREDICTED, COCOD, *(each for each in CO2 if not each.grid), KEPT, SLOWMO, OVERLAP, EAGER, CO2_WARM,
+)  # fmt: skip
+"""On the PLM."""
 
 
-def guessing(*settings: str) -> Entry:
-    """A rule of co2_rules.py."""
-    return Entry(", ".join(each.replace("outer_", "").replace("momentum", "β").replace("weight", "w") for each in settings),
-                 Method("guessing", settings))  # fmt: skip
+def rule(title: str, strategy: str, *settings: str) -> Entry:
+    """One that is tried beside those."""
+    return Entry(title, Method(strategy, settings))
 
 
 RULES = (
-    *(guessing(f"outer_momentum={momentum}") for momentum in (0.0, 0.1, 0.2, 0.4, 0.6)),
-    *(guessing(f"outer_momentum={momentum}", "nesterov=true", "outer_lr=0.7") for momentum in (0.3, 0.5)),
-    *(guessing(f"guess={guess}", f"weight={weight}") for guess in ("own", "blend", "difference") for weight in (0.25, 0.5, 0.75)),
-    guessing("guess=difference", "weight=1.0"),
-    *(guessing("guess=blend", f"weight={weight}", "outer_momentum=0.2") for weight in (0.5, 0.75)),
-    guessing("outer_momentum=0.2", "warmup_rounds=10"),
+    *(rule(f"kept, β={momentum:g}", "guessing", f"outer_momentum={momentum}") for momentum in (0.2, 0.6)),
+    rule("kept, Nesterov's β=0.5, α=0.7", "guessing", "outer_momentum=0.5", "nesterov=true", "outer_lr=0.7"),
+    rule("kept, β=0.4, 10 rounds waited for", "guessing", "outer_momentum=0.4", "warmup_rounds=10"),
+    *(
+        rule(f"{guess}, w={weight:g}", "guessing", f"guess={guess}", f"weight={weight}")
+        for guess, weight in (("own", 0.5), ("blend", 0.5), ("blend", 0.75), ("difference", 0.5), ("partial", 0.5))
+    ),
+    rule("Overlap-Local-SGD, pull 0.4, β=0.85", "overlap_local_sgd", "pull=0.4", "outer_momentum=0.85"),
+    *(
+        Entry(f"predicted, pull {pull:g}, β={momentum:g}, lead {lead:g}", predicted(pull, momentum, lead))
+        for pull, momentum, lead in ((0.65, 0.7, 0.0), (0.65, 0.7, 1.0), (0.65, 0.7, 2.0), (0.5, 0.7, 1.5), (0.8, 0.7, 1.5))
+    ),
 )
-"""Beyond the papers; the first is CoCoD-SGD."""
-PLM_RULES = (
-    *(guessing(f"outer_momentum={momentum}") for momentum in (0.2, 0.4, 0.6)),
-    guessing("guess=own", "weight=0.5"),
-    guessing("guess=blend", "weight=0.5"),
-    guessing("guess=blend", "weight=0.5", "outer_momentum=0.2"),
-    guessing("guess=difference", "weight=0.5"),
-    guessing("outer_momentum=0.2", "warmup_rounds=10"),
-)
+"""Beyond the papers, with settings around those of :data:`KEPT` and :data:`PREDICTED`."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All results; ``rates`` are DDP's at :data:`LRS`."""
+    """All results: ``rates`` are DDP's at :data:`LRS`, ``rules`` and ``plm_rules`` those of :data:`RULES`."""
 
     rates: list[Result]
     grids: Rows
@@ -117,8 +126,8 @@ def compare(trainer: Trainer) -> Findings:
     rates = trainer([Training(CLASSIFIER, DDP.method, 0, lr, SEEDS[0], CLASSIFIER_STEPS) for lr in LRS])
     lr = best_of(rates).training.lr if rates else LRS[1]
     grids = tune(trainer, lr)
-    classifier = classify(trainer, CLASSIFIED, grids, lr)
     plm, plm_rules = train_plm(trainer, grids)
+    classifier = classify(trainer, CLASSIFIED, grids, lr)
     rules = classify(trainer, RULES, {}, lr)
     return Findings(rates, grids, classifier, rules, plm, plm_rules)
 
@@ -158,20 +167,15 @@ def classify(trainer: Trainer, entries: tuple[Entry, ...], grids: Rows, lr: floa
 
 
 def train_plm(trainer: Trainer, grids: Rows) -> tuple[Rows, Rows]:
-    """What decides, for all seeds, with the settings that were best on the classifier; the rules for seed 0, the best for all."""
+    """What decides, for all seeds, and the rest for seed 0, with the settings that were best on the classifier."""
 
-    def one(entry: Entry, seed: int) -> tuple[str, Training]:
+    def one(entry: Entry, seed: int = SEEDS[0]) -> tuple[str, Training]:
         method = chosen(entry, PLM_PERIOD, grids)
         return entry.title, Training(PLM, method, PLM_PERIOD, PLM_LR, seed, PLM_STEPS)
 
-    decisive = [DDP, LOCAL_SGD, COCOD, *(each for each in CO2 if not each.grid), SLOWMO, EAGER, CO2_WARM]
-    first = by_title(trainer, [one(entry, SEEDS[0]) for entry in (*decisive, *PLM_RULES)])
-    rules = {entry.title: first.pop(entry.title) for entry in PLM_RULES if entry.title in first}
-    best = min(rules, key=lambda title: rules[title][0].loss, default=None)
-    decisive += [entry for entry in PLM_RULES if entry.title == best]
-    plm = by_title(trainer, [one(entry, seed) for seed in SEEDS for entry in decisive])
-    plm |= by_title(trainer, [one(entry, SEEDS[0]) for entry in OTHERS])
-    return plm, rules
+    plm = by_title(trainer, [one(entry, seed) for seed in SEEDS for entry in DECISIVE])
+    plm |= by_title(trainer, [one(entry) for entry in OTHERS])
+    return plm, by_title(trainer, [one(entry) for entry in RULES])
 
 
 def by_title(trainer: Trainer, plan: list[tuple[str, Training]]) -> Rows:

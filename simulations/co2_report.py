@@ -12,10 +12,13 @@ from co2_plan import (
     CO2_WARM,
     COCOD,
     DDP,
+    KEPT,
     LOCAL_SGD,
+    OVERLAP,
     PERIODS,
     PLM_PERIOD,
     PLM_STEPS,
+    PREDICTED,
     RULES,
     Entry,
     Findings,
@@ -25,6 +28,8 @@ from co2_plan import (
 from co2_trainings import Result
 from feedback_report import markdown
 
+HIDDEN = (COCOD, OVERLAP, KEPT, PREDICTED)
+"""Those beside CO2 and Eager DiLoCo that have a whole round for an exchange; the last two are ours."""
 TO_LOCAL_SGD, TO_DDP, PENALTY_WORTH, OVERLAPPED = 0.10, 0.20, 0.2, 0.05
 """Nats on the PLM: how far CO2 may be behind, what its penalty is to be worth, how near a rule beyond the paper is to come."""
 
@@ -69,16 +74,18 @@ def classifier_table(found: Findings) -> str:
 
 
 def rules_table(found: Findings) -> str:
-    """Rules beyond the papers': how far they are from local SGD."""
-    heads = ["outer rule, exchange hidden", *(f"classifier τ={period}" for period in PERIODS), f"PLM τ={PLM_PERIOD}"]
+    """Rules that hide the whole exchange: how far they are from local SGD."""
+    heads = ["exchange hidden, loss to local SGD's", *(f"classifier τ={period}" for period in PERIODS), f"PLM τ={PLM_PERIOD}"]
+    classifier, plm = found.classifier | found.rules, found.plm | found.plm_rules
     lines = []
-    for entry in RULES:
+    for entry in (*HIDDEN, *RULES):
+        keys = [key(entry, period) for period in PERIODS]
         cells = [
-            gap(found.rules.get(key(entry, period), []), found.classifier.get(key(LOCAL_SGD, period), [])) for period in PERIODS
+            gap(classifier.get(own, []), classifier.get(key(LOCAL_SGD, period), []))
+            for own, period in zip(keys, PERIODS, strict=True)
         ]
-        own = found.plm.get(COCOD.title, []) if entry is RULES[0] else found.plm_rules.get(entry.title, [])
-        lines.append([entry.title, *cells, gap(own, found.plm.get(LOCAL_SGD.title, []))])
-    return markdown([*heads[:1], *(f"{head}, to local SGD" for head in heads[1:])], lines)
+        lines.append([entry.title, *cells, gap(plm.get(entry.title, []), plm.get(LOCAL_SGD.title, []))])
+    return markdown(heads, lines)
 
 
 def plm_table(found: Findings) -> str:
@@ -139,20 +146,21 @@ def penalty_worth(found: Findings) -> list[str]:
 
 
 def overlapped(found: Findings) -> list[str]:
-    """How near rules come to local SGD that hide their whole exchange and keep the worker's fresh delta."""
-    local_sgd, cocod = found.plm.get(LOCAL_SGD.title, []), found.plm.get(COCOD.title, [])
+    """How near to local SGD those come that hide their whole exchange and do without CO2's delay."""
+    places = {f"PLM, τ={PLM_PERIOD}": (found.plm, "")}
+    places |= {f"Classifier, τ={period}": (found.classifier, f" τ={period}") for period in PERIODS}
     said = []
-    hidden = [COCOD.title, *(entry.title for entry in RULES[1:] if entry.title in found.plm)]
-    for title in hidden:
-        behind, to_cocod = gaps(found.plm.get(title, []), local_sgd), gaps(found.plm.get(title, []), cocod)
-        if behind:
-            near = "within" if statistics.mean(behind) <= OVERLAPPED else "not within"
-            beside = "" if title == COCOD.title else f", {statistics.mean(to_cocod):+.3f} from CoCoD-SGD"
-            listed = ", ".join(f"{each:+.3f}" for each in behind)
-            said.append(
-                f"PLM, τ={PLM_PERIOD}: {title} is {statistics.mean(behind):+.3f} nats from local SGD ({listed}), {near} "
-                f"{OVERLAPPED:g}{beside}."
-            )
+    for place, (rows, suffix) in places.items():
+        local_sgd = rows.get(LOCAL_SGD.title + suffix, [])
+        for entry in HIDDEN:
+            behind = gaps(rows.get(entry.title + suffix, []), local_sgd)
+            if behind:
+                near = "within" if statistics.mean(behind) <= OVERLAPPED else "not within"
+                listed = ", ".join(f"{each:+.3f}" for each in behind)
+                said.append(
+                    f"{place}: {entry.title} is {statistics.mean(behind):+.3f} nats from local SGD ({listed}), {near} "
+                    f"{OVERLAPPED:g}."
+                )
     return said
 
 

@@ -29,14 +29,15 @@ CLASSIFIER = Task(
     "vmap",
     ("data.name=teacher", "model.hidden=[64,32]", "optimizer.name=adamw", "optimizer.weight_decay=0",
      "schedule.name=cosine", "training.batch_size=128", "training.validation_batches=46", "training.clip_norm=null",
-     "recording.log_every=240"),
+     "recording.log_every=240", "training.validate_every=300"),
 )  # fmt: skip
 PLM = Task(
     "plm",
     "quickstart.yaml",
     WORKERS,
     "loop",
-    ("optimizer.name=adamw", "training.batch_size=8", "training.validation_batches=32", "recording.log_every=60"),
+    ("optimizer.name=adamw", "training.batch_size=8", "training.validation_batches=32", "training.validate_every=0",
+     "recording.log_every=60"),
 )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ class Training:
             f"strategy.name={self.method.strategy}",
             *(f"strategy.{setting}" for setting in (*period, *self.method.settings)),
             f"optimizer.lr={self.lr}",
-            *(f"training.steps={self.steps}", f"training.seed={self.seed}", f"training.validate_every={self.steps // 4}"),
+            *(f"training.steps={self.steps}", f"training.seed={self.seed}"),
             *("checkpoint.every=0", "launch.threads=1", f"run.directory={folder}"),
         ]
 
