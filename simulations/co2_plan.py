@@ -72,7 +72,7 @@ CO2_PLAIN = Entry("CO2 β=0, no penalty", co2(0.0, "none"))
 CO2_STABLE = Entry("CO2 β=0.5, stable penalty", co2(0.5, "stable"))
 CO2_WARM = Entry("CO2 β=0.2, gap penalty, 10 rounds waited for", co2(0.2, "gap", "warmup_rounds=10"))
 KEPT = Entry("kept fresh delta, β=0.4", Method("guessing", ("outer_momentum=0.4",)))
-PREDICTED = Entry("pull to the predicted mean", predicted(0.65, 0.7, 1.5))
+PREDICTED = Entry("pull to the predicted mean", predicted(0.65, 0.7, 1.0))
 CLASSIFIED = (
     DDP, LOCAL_SGD, SLOWMO, *OTHERS, EAGER, COCOD, OVERLAP, CO2_PLAIN, *CO2, CO2_STABLE, KEPT, PREDICTED,
 )  # fmt: skip
@@ -98,7 +98,7 @@ RULES = (
     rule("Overlap-Local-SGD, pull 0.4, β=0.85", "overlap_local_sgd", "pull=0.4", "outer_momentum=0.85"),
     *(
         Entry(f"predicted, pull {pull:g}, β={momentum:g}, lead {lead:g}", predicted(pull, momentum, lead))
-        for pull, momentum, lead in ((0.65, 0.7, 0.0), (0.65, 0.7, 1.0), (0.65, 0.7, 2.0), (0.5, 0.7, 1.5), (0.8, 0.7, 1.5))
+        for pull, momentum, lead in ((0.65, 0.7, 1.5), (0.65, 0.7, 0.0), (0.5, 0.7, 1.0), (0.8, 0.7, 1.0), (0.65, 0.4, 1.0))
     ),
 )
 """Beyond the papers, with settings around those of :data:`KEPT` and :data:`PREDICTED`."""

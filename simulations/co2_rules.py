@@ -134,7 +134,7 @@ class PredictedConfig(LocalUpdatesConfig):
     """How far workers are pulled, as a share of the way."""
     outer_momentum: float = Field(0.7, ge=0, lt=1)
     """β, of the velocity."""
-    lead: float = Field(1.5, ge=0)
+    lead: float = Field(1.0, ge=0)
     """How many rounds ahead of the newest mean that has landed."""
 
     def build(self) -> Predicted:
