@@ -9,7 +9,7 @@ import co2_plan
 import co2_report
 import pytest
 import torch
-from co2_plan import CLASSIFIED, CO2, CO2_DEFAULT, COCOD, DDP, DECISIVE, LOCAL_SGD, RULES, Findings, key
+from co2_plan import CLASSIFIED, CO2, CO2_DEFAULT, COCOD, DDP, DECISIVE, INDICATIVE, LOCAL_SGD, RULES, Findings, key
 from co2_rules import Guessing, Predicted
 from co2_task import draw
 from co2_trainings import CLASSIFIER, PLM, Method, Result, Trainer, Training, train
@@ -90,7 +90,7 @@ def test_no_model_of_the_task_can_do_better_than_was_said():
 
 
 def test_every_training_of_the_plan_is_a_valid_config(tmp_path):
-    for entry in {*CLASSIFIED, *RULES, *DECISIVE}:
+    for entry in {*CLASSIFIED, *RULES, *DECISIVE, *INDICATIVE}:
         for setting in entry.grid or ("",):
             method = entry.method.having(setting) if setting else entry.method
             for task in (CLASSIFIER, PLM):
