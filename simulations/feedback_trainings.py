@@ -109,7 +109,7 @@ def train(training: Training, parent: Path) -> Result:
         shutil.rmtree(folder, ignore_errors=True)  # what one that was killed left
         folder.mkdir(parents=True)
         with (folder / "said.txt").open("w") as said, redirect_stdout(said):
-            ended = simulate(training, folder)
+            ended = simulate(training.task, training.overrides(folder / "run"), folder / "run")
         (folder / "ended.json").write_text(json.dumps(ended))
         result = read_result(training, folder)
         accuracy = "" if result.accuracy is None else f", accuracy {result.accuracy:.2%}"
@@ -117,13 +117,13 @@ def train(training: Training, parent: Path) -> Result:
     return read_result(training, folder)
 
 
-def simulate(training: Training, folder: Path) -> dict[str, Any]:
+def simulate(task: Task, overrides: list[str], folder: Path) -> dict[str, Any]:
     """``disttrain simulate``, in this process; its summary, or how long it took to diverge."""
-    task, start = training.task, time.monotonic()
-    loaded = load_config(str(CONFIGS / task.config), training.overrides(folder / "run"))
+    start = time.monotonic()
+    loaded = load_config(str(CONFIGS / task.config), overrides)
     options = SimulateOptions(task.workers, gradients=task.gradients)
     check(loaded, options)
-    run = RunFolder(folder / "run")
+    run = RunFolder(folder)
     run.claim(resume=False)
     try:
         return Simulation(loaded, options, run, StopRequest()).run()
