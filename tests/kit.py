@@ -57,11 +57,15 @@ def server() -> ForkServerContext:
         [
             "tests.kit",
             "torch._dynamo",
+            "torch.distributed.tensor",
             "torch.testing",
-            "disttrain.strategies.attach",
+            "disttrain.strategies.attach_fsdp",
+            "disttrain.strategies.attach_zero",
             "disttrain.worker",
             "disttrain.training.loop",
             "sklearn.datasets",
+            "matplotlib.figure",
+            "matplotlib.backends.backend_agg",
         ]
     )
     first = context.Process(target=int)  # the imports' seconds are nobody's time limit

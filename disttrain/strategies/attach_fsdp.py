@@ -19,11 +19,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from disttrain.parameters import FlatParameters, lay_out
 from disttrain.strategies.attach import PreparedModule, start_alike
 from disttrain.strategies.local_updates.engine import LocalUpdates
+from disttrain.strategies.shards import gathered, shard_of
 from disttrain.worlds.groups import Groups
 from disttrain.worlds.torch_world import TorchWorld
 from disttrain.worlds.traffic import all_gather_wire_bytes, all_reduce_wire_bytes, transpose_wire_bytes
@@ -102,7 +102,7 @@ class ShardedModule(PreparedModule):
         parameters, buffers = dict(self.module.named_parameters()), dict(self.module.named_buffers())
         for name, parameter in whole.named_parameters():
             live = parameters[name].detach()
-            parameter.data = live.full_tensor() if isinstance(live, DTensor) else live
+            parameter.data = gathered(live)
         for name, buffer in whole.named_buffers():
             if buffer is not buffers[name]:
                 buffer.copy_(buffers[name])
@@ -194,22 +194,3 @@ class _ReduceScatter(_Counted):
         wire_bytes = all_reduce_wire_bytes if self._backend == "gloo" else transpose_wire_bytes
         with self._counting(num_bytes, wire_bytes(num_bytes, self._size)):
             return _reduce_scatter(output_tensor, input_tensor, group=group, op=op, async_op=async_op)
-
-
-def shard_of(tensor: Tensor) -> Tensor:
-    """This worker's part of a sharded tensor, sharing its memory; of any other, all."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def as_shard(part: Tensor, parameter: Tensor) -> Tensor:
-    """This worker's part of a state that is sharded like ``parameter``, as such a tensor."""
-    assert isinstance(parameter, DTensor)
-    shape, stride = parameter.shape, parameter.stride()
-    sharded: Tensor = DTensor.from_local(part, parameter.device_mesh, parameter.placements, shape=shape, stride=stride)
-    return sharded
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether each member of a group has a part of it."""
-    return isinstance(tensor, DTensor)

@@ -30,7 +30,7 @@ class ZeroOptimizer(ZeroRedundancyOptimizer):  # type: ignore[misc]
         ValueError: if the optimizer cannot be built again over some of its parameters, or needs a closure.
 
     Attributes:
-        optim: this member's part, an ordinary optimizer.
+        members_part: this member's, an ordinary optimizer.
     """
 
     def __init__(self, optimizer: Optimizer, lane: TorchWorld) -> None:
@@ -46,6 +46,12 @@ class ZeroOptimizer(ZeroRedundancyOptimizer):  # type: ignore[misc]
                 f"strategy.inner=zero1 builds an optimizer for each member's parameters, and {kind.__name__} cannot be built "
                 f"from its own settings ({error}); set strategy.inner=ddp"
             ) from error
+
+    @property
+    def members_part(self) -> Optimizer:
+        """What has the state of this member's parameters."""
+        part: Optimizer = self.optim
+        return part
 
     @torch.no_grad()
     def _sync_params(self) -> None:

@@ -13,8 +13,6 @@ from disttrain.optim import MatrixOptimizer
 from disttrain.optim.matrix_config import MatrixOptimizerConfig
 from disttrain.optim.schedules import ConstantConfig
 from disttrain.strategies.attach import PreparedModule, StrategyOptimizer, attach
-from disttrain.strategies.attach_fsdp import attach_sharded
-from disttrain.strategies.attach_zero import ZeroOptimizer
 from disttrain.strategies.base import Strategy
 from disttrain.strategies.local_updates import LocalUpdates, LocalUpdatesConfig
 from disttrain.worlds import TorchWorld
@@ -38,6 +36,8 @@ def assemble(
     training = config.training
     try:
         if isinstance(strategy, LocalUpdates) and strategy.sharded:
+            from disttrain.strategies.attach_fsdp import attach_sharded  # half a second, for those who shard
+
             refuse_to_shard(config, optimizer)
             model: PreparedModule = attach_sharded(module, strategy, world, training.seed)
             optimizer = config.optimizer.build(module)
@@ -76,6 +76,8 @@ def deal_out(config: RunConfig, strategy: LocalUpdates, optimizer: Optimizer, ou
             f"strategy.inner=zero1 builds an optimizer for each member's parameters, and the {type(optimizer).__name__} that "
             "prepare() was given is built already: choose one by optimizer.name, or set strategy.inner=ddp"
         )
+    from disttrain.strategies.attach_zero import ZeroOptimizer  # half a second, for those who deal out
+
     assert isinstance(lane, TorchWorld)
     return ZeroOptimizer(optimizer, lane)
 

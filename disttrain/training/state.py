@@ -19,8 +19,8 @@ from disttrain.component import UserError
 from disttrain.optim import MatrixOptimizer
 from disttrain.recording.checkpoint import Snapshot
 from disttrain.strategies.attach import StepCounts, StrategyOptimizer
-from disttrain.strategies.attach_fsdp import as_shard, is_sharded, shard_of
 from disttrain.strategies.base import Strategy
+from disttrain.strategies.shards import as_shard, is_sharded, shard_of
 from disttrain.training.seeds import generator_state, restore_generators
 
 Tensors = dict[str, Tensor]

@@ -285,5 +285,5 @@ def test_a_resolved_config_loads_again():
 
 
 def test_every_source_is_registered():
-    assert data_sources.names() == ["digits", "python_source", "random_tokens", "text"]
+    assert {"digits", "python_source", "random_tokens", "text"} <= set(data_sources.names())  # and what other tests register
     assert data_sources.default in data_sources
