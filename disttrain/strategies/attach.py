@@ -21,7 +21,6 @@ from torch.optim import Optimizer
 from disttrain.optim.closure import refuse_closures
 from disttrain.parameters import FlatParameters, Unit, sha256_of
 from disttrain.strategies.base import Strategy
-from disttrain.strategies.shards import gathered
 from disttrain.worlds.torch_world import TorchWorld
 
 
@@ -60,6 +59,10 @@ class PreparedModule(nn.Module):
         """Inside it, the strategy's vector and the parameters are the same; here they always are, in one memory."""
         return nullcontext()
 
+    def norm(self, gradients: list[Tensor]) -> Tensor:
+        """The Euclidean norm of the whole model's gradients, of which these are what this worker has."""
+        return nn.utils.get_total_norm(gradients)
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The user's module's own."""
         return self.module.state_dict(*args, **kwargs)
@@ -97,7 +100,7 @@ class StrategyOptimizer(Optimizer):
         strategy: the one that :func:`attach` begins.
         multiplier: learning rate as a share of the peak at update t = 0, 1, …; None leaves the rates alone.
         clip_norm: gradients of a larger Euclidean norm are scaled down to it; None: never.
-        live: the module's, if it is not in one memory with the strategy's vector.
+        module: what :func:`attach` or its like returned; None: the optimizer is wrapped before.
 
     Raises:
         ValueError: if the optimizer cannot step without a closure, as LBFGS.
@@ -114,12 +117,13 @@ class StrategyOptimizer(Optimizer):
         strategy: Strategy,
         multiplier: Callable[[int], float] | None = None,
         clip_norm: float | None = None,
-        live: Callable[[], AbstractContextManager[None]] = nullcontext,
+        module: PreparedModule | None = None,
     ) -> None:
         # Not Optimizer.__init__, which would make parameter groups of its own.
         refuse_closures(optimizer)
         self.inner, self.strategy, self._multiplier, self._clip_norm = optimizer, strategy, multiplier, clip_norm
-        self._live = live
+        self._live = nullcontext if module is None else module.live
+        self._norm = nn.utils.get_total_norm if module is None else module.norm
         self._peaks = [group["lr"] for group in optimizer.param_groups]
         self.counts, self.gradient_norm, self.seconds = StepCounts(), float("nan"), 0.0
 
@@ -201,7 +205,7 @@ class StrategyOptimizer(Optimizer):
     @torch.no_grad()
     def _clip(self) -> float:
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norm = gathered(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = self._norm([p.grad for p in parameters if p.grad is not None])
         if self._clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
         return float(norm)

@@ -66,6 +66,7 @@ class ShardedModule(PreparedModule):
 
     def __init__(self, module: nn.Module, strategy: LocalUpdates, lane: TorchWorld) -> None:
         super().__init__(module, strategy, None)
+        self._lane = lane
         self.__dict__["_whole"] = _shell_of(module)  # past nn.Module's registry: it is not a part of this one
         shard(module, lane)
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
@@ -94,6 +95,11 @@ class ShardedModule(PreparedModule):
         yield
         if self.x._version != before:
             self._push()
+
+    def norm(self, gradients: list[Tensor]) -> Tensor:
+        """The Euclidean norm of the whole model's gradients. Every member must call it."""
+        own = nn.utils.get_total_norm([shard_of(gradient) for gradient in gradients])
+        return (self._lane.mean(own.square().view(1, 1)) * self._lane.size).sqrt().squeeze()
 
     def detach(self) -> nn.Module:
         """Gather the shards; returns a module like the user's with whole parameters. Every member must call it."""

@@ -45,7 +45,7 @@ def assemble(
             ours, optimizer = optimizer is None, optimizer or config.optimizer.build(module)
             model = attach(module, strategy, world, training.seed)
             optimizer = share(config, strategy, world, optimizer, ours)
-        return model, StrategyOptimizer(optimizer, strategy, _multiplier(config), training.clip_norm, model.live)
+        return model, StrategyOptimizer(optimizer, strategy, _multiplier(config), training.clip_norm, model)
     except ValueError as error:
         raise UserError(str(error)) from error
 

@@ -81,14 +81,21 @@ class TrainingState:
         """
         replica = snapshot.shared if self._strategy.replicated else snapshot.local
         model, buffers = _parameters_and_buffers(self._module)
-        _copy_into(model, _stripped("model.", replica), "parameter")
-        _copy_into(self._strategy.shared, _stripped("strategy.", snapshot.shared), "strategy state")
+        _copy_into(model, _stripped("model.", replica), "parameter", "of another model")
+        _copy_into(
+            self._strategy.shared, _stripped("strategy.", snapshot.shared), "strategy state", "of a strategy with other settings"
+        )
         facts = snapshot.shared_facts if self._strategy.replicated else snapshot.local_facts
         self._restore_optimizer(_stripped("optimizer.", replica), facts["optimizer"])
         self._optimizer.counts = StepCounts(**facts["counts"])
-        _copy_into(buffers, _stripped("buffer.", snapshot.local), "buffer")
+        _copy_into(buffers, _stripped("buffer.", snapshot.local), "buffer", "of another model")
         if everybody is None:
-            _copy_into(self._strategy.local, _stripped("strategy.", snapshot.local), "strategy state")
+            _copy_into(
+                self._strategy.local,
+                _stripped("strategy.", snapshot.local),
+                "strategy state",
+                "of a strategy with other settings",
+            )
         else:
             self._strategy.adopt([_stripped("strategy.", each) for each in everybody])
         if snapshot.local_facts["worker"] == self._worker:  # else a worker that the saved run did not have
@@ -165,14 +172,14 @@ def _parameters_and_buffers(module: nn.Module) -> tuple[Tensors, Tensors]:
     return parameters, {name: b for name, b in module.named_buffers() if name in persistent}
 
 
-def _copy_into(live: Tensors, saved: Tensors, what: str) -> None:
+def _copy_into(live: Tensors, saved: Tensors, what: str, otherwise: str) -> None:
     missing, extra = sorted(live.keys() - saved.keys()), sorted(saved.keys() - live.keys())
     if missing or extra:
-        raise UserError(f"the checkpoint is of another model: {what} {(missing + extra)[0]} is "
-                        + ("not in it" if missing else "in it, but not in the model"))  # fmt: skip
+        raise UserError(f"the checkpoint is {otherwise}: {what} {(missing + extra)[0]} is "
+                        + ("not in it" if missing else "in it, but not in this run"))  # fmt: skip
     for name, tensor in live.items():
         if tensor.shape != saved[name].shape:
-            raise UserError(f"the checkpoint is of another model: {what} {name} has shape {list(saved[name].shape)} in it, "
+            raise UserError(f"the checkpoint is {otherwise}: {what} {name} has shape {list(saved[name].shape)} in it, "
                             f"{list(tensor.shape)} here")  # fmt: skip
         with torch.no_grad():
             tensor.copy_(saved[name])

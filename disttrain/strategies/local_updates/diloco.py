@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Unpack
 
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from disttrain.compression.mean import CompressedMean
 from disttrain.strategies.base import strategies
-from disttrain.strategies.local_updates.engine import Inner, LocalUpdates, LocalUpdatesConfig
+from disttrain.strategies.local_updates.engine import Common, LocalUpdates, LocalUpdatesConfig
 from disttrain.strategies.local_updates.fragments import Fragment
 from disttrain.strategies.local_updates.outer import OuterStep
 
@@ -25,11 +24,8 @@ class DiLoCo(LocalUpdates):
         outer: what becomes of the mean delta.
         delay: local steps from a round's end to its exchange's landing.
         mix: how much of the live parameters stays when the exchange lands; 0: workers go on from the anchor.
-        warmup_steps: see :class:`LocalUpdates`.
-        fragments: see :class:`LocalUpdates`.
-        compression: see :class:`LocalUpdates`.
-        group_size: see :class:`LocalUpdates`.
-        inner: see :class:`LocalUpdates`.
+        fragments: parts of the parameters, whose rounds close one after another.
+        common: of :class:`LocalUpdates`.
 
     Raises:
         ValueError: if these do not fit together.
@@ -41,13 +37,10 @@ class DiLoCo(LocalUpdates):
         outer: OuterStep,
         delay: int = 0,
         mix: float = 0.0,
-        warmup_steps: int = 0,
         fragments: int = 1,
-        compression: CompressedMean | None = None,
-        group_size: int = 1,
-        inner: Inner = "ddp",
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(period, outer, delay, warmup_steps, fragments, compression, group_size, inner)
+        super().__init__(period, outer, delay, fragments, **common)
         if not 0 <= mix <= 1:
             raise ValueError(f"mix must be from 0 to 1, got {mix}")
         if delay == period:
@@ -91,7 +84,7 @@ class LocalSGDConfig(LocalUpdatesConfig):
 
     def build(self) -> DiLoCo:
         """The strategy itself."""
-        return DiLoCo(outer=OuterStep(), **self.common)
+        return DiLoCo(self.period, OuterStep(), **self.common)
 
 
 @strategies.register
@@ -106,7 +99,7 @@ class SlowMoConfig(LocalUpdatesConfig):
 
     def build(self) -> DiLoCo:
         """The strategy itself."""
-        return DiLoCo(outer=OuterStep(self.outer_lr, self.outer_momentum), **self.common)
+        return DiLoCo(self.period, OuterStep(self.outer_lr, self.outer_momentum), **self.common)
 
 
 @strategies.register
@@ -121,7 +114,7 @@ class DiLoCoConfig(LocalUpdatesConfig):
 
     def build(self) -> DiLoCo:
         """The strategy itself."""
-        return DiLoCo(outer=OuterStep(self.outer_lr, self.outer_momentum, nesterov=True), **self.common)
+        return DiLoCo(self.period, OuterStep(self.outer_lr, self.outer_momentum, nesterov=True), **self.common)
 
 
 @strategies.register
@@ -155,4 +148,4 @@ class StreamingDiLoCoConfig(DiLoCoConfig):
     def build(self) -> DiLoCo:
         """The strategy itself."""
         outer = OuterStep(self.outer_lr, self.outer_momentum, nesterov=True)
-        return DiLoCo(outer=outer, delay=self.delay, mix=self.mix, fragments=self.fragments, **self.common)
+        return DiLoCo(self.period, outer, self.delay, self.mix, self.fragments, **self.common)

@@ -11,7 +11,7 @@ began at the same anchor its mean is as good as that of the parameters, rounds l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self, TypedDict
 
 import torch
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
@@ -35,6 +35,16 @@ from disttrain.worlds.world import Lane, World
 Inner = Literal["ddp", "zero1", "fsdp"]
 
 
+class Common(TypedDict, total=False):
+    """Settings of :class:`LocalUpdates` that every method passes on."""
+
+    warmup_steps: int
+    compression: CompressedMean | None
+    group_size: int
+    inner: Inner
+    find_unused_parameters: bool
+
+
 class LocalUpdates(Strategy):
     """The engine; a subclass defines :meth:`close` and :meth:`land`.
 
@@ -42,11 +52,12 @@ class LocalUpdates(Strategy):
         period: τ, local steps in a round.
         outer: what becomes of the mean delta.
         delay: local steps from a round's end to the landing of its exchange, from 0 to ``period``.
-        warmup_steps: local steps at the start in which gradients are averaged instead, as in DDP.
         fragments: parts of the parameters, whose rounds close one after another.
+        warmup_steps: local steps at the start in which gradients are averaged instead, as in DDP.
         compression: of the deltas, with error feedback; None: they are sent as they are.
         group_size: workers of a replica group: they average gradients in every step, and have one delta.
         inner: what members of a group divide; with ``fsdp`` the parameters are this worker's shards.
+        find_unused_parameters: where gradients are averaged, a parameter may go without one in a step.
 
     Raises:
         ValueError: if these do not fit together; in :meth:`begin`, if there are fewer layers than fragments.
@@ -60,11 +71,12 @@ class LocalUpdates(Strategy):
         period: int,
         outer: OuterStep,
         delay: int = 0,
-        warmup_steps: int = 0,
         fragments: int = 1,
+        warmup_steps: int = 0,
         compression: CompressedMean | None = None,
         group_size: int = 1,
         inner: Inner = "ddp",
+        find_unused_parameters: bool = False,
     ) -> None:
         if period < 1:
             raise ValueError(f"period must be at least 1, got {period}")
@@ -82,6 +94,7 @@ class LocalUpdates(Strategy):
             refuse_to_shard(outer, warmup_steps, fragments)
         self.period, self.outer, self.delay, self.group_size, self.sharded = period, outer, delay, group_size, inner == "fsdp"
         self.warmup_steps, self._num_fragments, self._compression = warmup_steps, fragments, compression
+        self.find_unused_parameters = find_unused_parameters
         if not self.sharded and (warmup_steps or group_size > 1):
             self.reducer = Dense()
 
@@ -342,8 +355,16 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
             raise ValueError(f"{value} shards inside replica groups, and group_size=1 has none: set group_size, or take ddp")
         return value
 
+    find_unused_parameters: bool = False
+    """Whether a parameter may go without a gradient in a step of the warm-up, or of a group; workers alone allow it."""
+
     @model_validator(mode="after")
     def _can_have_groups(self) -> Self:
+        if self.find_unused_parameters and not (self.warmup_steps or (self.group_size > 1 and self.inner != "fsdp")):
+            raise ValueError(
+                "find_unused_parameters=true is for gradients that DDP averages, and here it averages none: there must be "
+                "warmup_steps, or a group_size above 1 with inner=ddp or zero1"
+            )
         if self.group_size > 1:
             self.build()  # which refuses what cannot
         return self
@@ -353,17 +374,17 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
         check_division(world_size, self.group_size)
 
     @property
-    def common(self) -> dict[str, Any]:
+    def common(self) -> Common:
         """Arguments that all methods have."""
         nothing_left = isinstance(self.compressor, IdentityConfig) and isinstance(self.feedback, EF14Config | NoFeedbackConfig)
         as_it_is = nothing_left and self.reducer in ("auto", "all_reduce")
         compression = None if as_it_is else self.build_mean()
         return {
-            "period": self.period,
             "warmup_steps": self.warmup_steps,
             "compression": compression,
             "group_size": self.group_size,
             "inner": self.inner,
+            "find_unused_parameters": self.find_unused_parameters,
         }
 
     def check_steps(self, steps: int) -> None:

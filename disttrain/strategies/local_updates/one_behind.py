@@ -18,16 +18,15 @@ above: its sums telescope.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from disttrain.compression.mean import CompressedMean
 from disttrain.parameters import Layout
 from disttrain.strategies.base import strategies
-from disttrain.strategies.local_updates.engine import Inner, LocalUpdates, LocalUpdatesConfig
+from disttrain.strategies.local_updates.engine import Common, LocalUpdates, LocalUpdatesConfig
 from disttrain.strategies.local_updates.fragments import Fragment
 from disttrain.strategies.local_updates.outer import Clip, ClipMode, OuterStep
 from disttrain.strategies.local_updates.penalty import Penalty, PenaltyName, is_stable
@@ -46,10 +45,7 @@ class OneBehind(LocalUpdates):
             DiLoCo), ``keep``: all of it does, through the outer step (CoCoD-SGD, and with momentum ours).
         penalty: how much less a stale delta counts.
         warmup_rounds: rounds at the start whose exchange is waited for.
-        warmup_steps: see :class:`LocalUpdates`.
-        compression: see :class:`LocalUpdates`.
-        group_size: see :class:`LocalUpdates`.
-        inner: see :class:`LocalUpdates`.
+        common: of :class:`LocalUpdates`.
 
     Raises:
         ValueError: if these do not fit together.
@@ -62,12 +58,9 @@ class OneBehind(LocalUpdates):
         fresh: Fresh = "wait",
         penalty: Penalty | None = None,
         warmup_rounds: int = 0,
-        warmup_steps: int = 0,
-        compression: CompressedMean | None = None,
-        group_size: int = 1,
-        inner: Inner = "ddp",
+        **common: Unpack[Common],
     ) -> None:
-        super().__init__(period, outer, period, warmup_steps, compression=compression, group_size=group_size, inner=inner)
+        super().__init__(period, outer, delay=period, **common)
         if fresh not in get_args(Fresh):
             raise ValueError(f"fresh must be one of {', '.join(get_args(Fresh))}, got {fresh!r}")
         if warmup_rounds < 0:
@@ -219,7 +212,7 @@ class CO2Config(LocalUpdatesConfig):
         """The strategy itself."""
         outer = OuterStep(self.outer_lr, self.outer_momentum, clip=Clip(self.clip, self.clip_mode))
         penalty = Penalty(self.penalty, self.penalty_value or 1.0)
-        return OneBehind(outer=outer, penalty=penalty, warmup_rounds=self.warmup_rounds, **self.common)
+        return OneBehind(self.period, outer, "wait", penalty, self.warmup_rounds, **self.common)
 
 
 @strategies.register
@@ -235,7 +228,7 @@ class EagerDiLoCoConfig(LocalUpdatesConfig):
     def build(self) -> OneBehind:
         """The strategy itself."""
         outer = OuterStep(self.outer_lr, self.outer_momentum, nesterov=True)
-        return OneBehind(outer=outer, fresh="share", **self.common)
+        return OneBehind(self.period, outer, "share", **self.common)
 
 
 @strategies.register
@@ -243,7 +236,9 @@ class CoCoDSGDConfig(LocalUpdatesConfig):
     """Local SGD with the whole exchange hidden: the last mean, and all of the worker's own progress since (arXiv 1906.12043)."""
 
     name: Literal["cocod_sgd"] = "cocod_sgd"
+    outer_momentum: float = Field(0.0, ge=0, lt=1)
+    """β, heavy ball's: 0 is the paper's method; with momentum the workers' mean is SlowMo's."""
 
     def build(self) -> OneBehind:
         """The strategy itself."""
-        return OneBehind(outer=OuterStep(), fresh="keep", **self.common)
+        return OneBehind(self.period, OuterStep(momentum=self.outer_momentum), "keep", **self.common)

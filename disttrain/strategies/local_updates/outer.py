@@ -94,19 +94,19 @@ class OuterStep:
         Returns:
             the direction ``[R, d]``, of which the anchor went α times, and the share of it that was clipped, ``[R, 1]``.
         """
-        direction = delta
-        if self.momentum:
-            momentum.mul_(self.momentum).add_(delta)
-            direction = delta.add_(momentum, alpha=self.momentum) if self.nesterov else momentum
-        direction, clipped = self.clip(direction)
+        direction, clipped = self._direction_(momentum, delta)
         anchor.sub_(direction, alpha=self.lr)
         return direction, clipped
 
     def __call__(self, delta: Tensor, momentum: Tensor) -> Outer:
         """What a delta ``[R, d]`` would lead to, after a momentum ``[R or 1, d]``, which is not looked at where β is 0."""
-        direction = delta
-        if self.momentum:
-            momentum = torch.add(delta, momentum, alpha=self.momentum)
-            direction = torch.add(delta, momentum, alpha=self.momentum) if self.nesterov else momentum
-        direction, _ = self.clip(direction)
+        momentum = momentum.expand_as(delta).clone() if self.momentum else momentum
+        direction, _ = self._direction_(momentum, delta.clone())
         return Outer(direction if self.lr == 1.0 else self.lr * direction, momentum)
+
+    def _direction_(self, momentum: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """The new momentum in place; returns the direction, which may share memory with either, and the share clipped."""
+        if not self.momentum:
+            return self.clip(delta)
+        momentum.mul_(self.momentum).add_(delta)
+        return self.clip(delta.add_(momentum, alpha=self.momentum) if self.nesterov else momentum)

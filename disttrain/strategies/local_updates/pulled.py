@@ -6,13 +6,12 @@ the anchor, in the authors' code ``gmf``.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Unpack
 
 from pydantic import Field
 
-from disttrain.compression.mean import CompressedMean
 from disttrain.strategies.base import strategies
-from disttrain.strategies.local_updates.engine import Inner, LocalUpdates, LocalUpdatesConfig
+from disttrain.strategies.local_updates.engine import Common, LocalUpdates, LocalUpdatesConfig
 from disttrain.strategies.local_updates.fragments import Fragment
 from disttrain.strategies.local_updates.outer import OuterStep
 
@@ -24,26 +23,14 @@ class OverlapLocalSGD(LocalUpdates):
         period: τ, local steps in a round.
         outer: what becomes of the mean of z − x once it has landed.
         pull: how far workers are pulled towards the anchor, in (0, 1); at 1 nobody would ever get away from it.
-        warmup_steps: see :class:`LocalUpdates`.
-        compression: see :class:`LocalUpdates`.
-        group_size: see :class:`LocalUpdates`.
-        inner: see :class:`LocalUpdates`.
+        common: of :class:`LocalUpdates`.
 
     Raises:
         ValueError: if these do not fit together.
     """
 
-    def __init__(
-        self,
-        period: int,
-        outer: OuterStep,
-        pull: float = 0.6,
-        warmup_steps: int = 0,
-        compression: CompressedMean | None = None,
-        group_size: int = 1,
-        inner: Inner = "ddp",
-    ) -> None:
-        super().__init__(period, outer, period, warmup_steps, compression=compression, group_size=group_size, inner=inner)
+    def __init__(self, period: int, outer: OuterStep, pull: float = 0.6, **common: Unpack[Common]) -> None:
+        super().__init__(period, outer, delay=period, **common)
         if not 0 < pull < 1:
             raise ValueError(f"pull must be more than 0 and less than 1, got {pull}")
         self.pull = pull
@@ -78,4 +65,4 @@ class OverlapLocalSGDConfig(LocalUpdatesConfig):
 
     def build(self) -> OverlapLocalSGD:
         """The strategy itself."""
-        return OverlapLocalSGD(outer=OuterStep(momentum=self.outer_momentum), pull=self.pull, **self.common)
+        return OverlapLocalSGD(self.period, OuterStep(momentum=self.outer_momentum), self.pull, **self.common)

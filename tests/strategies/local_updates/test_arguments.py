@@ -79,6 +79,10 @@ def test_a_setting_that_no_method_allows(tmp_path, name, setting, message):
     [
         (["name=co2", "penalty=gaps"], r"strategy\.penalty: .*none.*constant.*gap.*stable"),
         (["name=co2", "penalty_value=0.5"], r"strategy\.penalty_value: must be at least 1 \(got 0\.5\)"),
+        (
+            ["name=co2", "find_unused_parameters=true"],
+            "find_unused_parameters=true is for gradients that DDP averages, .*warmup_steps",
+        ),
         (["name=co2", "penalty_value=2.0"], "penalty_value and penalty=constant go together, got penalty=gap and 2"),
         (["name=co2", "clip_mode=norm"], "clip_mode=norm does nothing without clip"),
         (

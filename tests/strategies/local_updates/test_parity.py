@@ -24,6 +24,7 @@ METHODS = {
     "eager": EagerDiLoCoConfig(period=4),
     "overlap_local_sgd": OverlapLocalSGDConfig(period=4),
     "cocod_sgd": CoCoDSGDConfig(period=4),
+    "cocod_sgd, with momentum": CoCoDSGDConfig(period=4, outer_momentum=0.4),
     "co2": CO2Config(period=4),
     "co2, warmed up": CO2Config(period=3, outer_momentum=0.5, penalty="stable", clip=1e-3, warmup_rounds=2, warmup_steps=3),
     "co2, clipped by norm": CO2Config(period=3, penalty="constant", penalty_value=2.0, clip=0.1, clip_mode="norm"),

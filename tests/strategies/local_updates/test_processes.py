@@ -4,7 +4,9 @@ import copy
 import itertools
 
 import torch
+from torch import nn
 
+from disttrain.strategies import LocalSGDConfig
 from disttrain.strategies.attach import StrategyOptimizer, attach
 from disttrain.training.state import TrainingState
 from tests.parity import build_model, loss
@@ -92,3 +94,35 @@ def collectives(world):
 
 def test_nothing_is_exchanged_but_a_delta_a_round(workers):
     assert workers(2, collectives) == [[1, 1, 0]] * 2
+
+
+class Branches(nn.Module):
+    """A parameter that only every other call uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.often, self.seldom, self.calls = nn.Linear(16, 4), nn.Linear(16, 4), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.often(x) + (self.seldom(x) if self.calls % 2 else 0.0)
+
+
+def branches(world):
+    """The parameters after a warm-up and a round."""
+    torch.manual_seed(0)
+    module, strategy = Branches(), LocalSGDConfig(period=2, warmup_steps=4, find_unused_parameters=True).build()
+    model = attach(module, strategy, world)
+    optimizer = StrategyOptimizer(torch.optim.SGD(module.parameters(), lr=0.1), strategy)
+    for step in range(6):
+        generator = torch.Generator().manual_seed(1000 * step + world.rank)
+        loss(model, torch.randn(8, 16, generator=generator), torch.randn(8, 4, generator=generator)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return strategy.x.clone()
+
+
+def test_parameters_without_a_gradient_may_be_allowed_in_the_warm_up(workers):
+    both = workers(2, branches)
+    assert torch.equal(*both)
+    assert both[0].isfinite().all()
