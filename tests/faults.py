@@ -31,6 +31,9 @@ from disttrain.worlds import TorchWorld
 
 PRINT_STACKS = signal.SIGUSR2
 """On this signal a worker of the kit prints the stacks of all its threads for the failure message."""
+PRINT_OWN_STACK = signal.SIGRTMIN  # SIGUSR1 asks a run to stop
+"""The same for the thread that raises it. All threads' can be printed safely only where they have come to rest: one that is just
+entering Python, as gloo's do for DDP's hook, has no frame yet, and the printing crashes."""
 _waiting: list[Fault] = []  # of this worker, to strike yet
 
 
@@ -62,7 +65,7 @@ class Freeze(Fault):
 
     def strike(self) -> None:
         if self.seconds is None:
-            signal.raise_signal(PRINT_STACKS)  # it could not answer later
+            signal.raise_signal(PRINT_OWN_STACK)  # it could not answer later
             signal.raise_signal(signal.SIGSTOP)
             return
         # Thaws until it is ended: on a busy machine its first signal may come before the freeze.

@@ -38,7 +38,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from tests.faults import PRINT_STACKS, check_all_have_struck
+from tests.faults import PRINT_OWN_STACK, PRINT_STACKS, check_all_have_struck
 
 TIMEOUT_SECONDS = 180.0  # for what takes seconds on a quiet machine
 GRACE_SECONDS = 3.0  # after a worker's failure, for its peers to notice and to say what they saw
@@ -157,7 +157,9 @@ def _kill(processes: list[ForkServerProcess]) -> None:
 
 def _worker(rank: int, size: int, port: int, folder: Path, body: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.setsid()  # its children are killed with it
-    faulthandler.register(PRINT_STACKS, (folder / f"{rank}.stacks").open("w"), all_threads=True)
+    stacks = (folder / f"{rank}.stacks").open("w")
+    faulthandler.register(PRINT_STACKS, stacks, all_threads=True)
+    faulthandler.register(PRINT_OWN_STACK, stacks, all_threads=False)
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",

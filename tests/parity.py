@@ -141,8 +141,14 @@ def record_each(world: TorchWorld, builds: Sequence[BuildStrategy], wide: bool) 
 
 def check_size(by_worker: list[list[Recording]], builds: Sequence[BuildStrategy], tolerance: float, wide: bool) -> float:
     """The worst of all strategies."""
-    by_strategy = zip(*by_worker, strict=True)
-    return max(compare(list(each), build, tolerance, wide) for each, build in zip(by_strategy, builds, strict=True))
+    worst = 0.0
+    for build, recordings in zip(builds, zip(*by_worker, strict=True), strict=True):
+        try:
+            worst = max(worst, compare(list(recordings), build, tolerance, wide))
+        except AssertionError as error:
+            error.add_note(f"with {len(by_worker)} workers under {build}")
+            raise
+    return worst
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_a_killed_workers_peers_fail_within_seconds_and_it_is_named(workers):
 
 def test_a_frozen_worker_that_never_thaws_is_killed_with_its_peers(workers):
     message, seconds = failure(workers, 2, trained, Freeze(rank=1, step=3), timeout=4)
-    assert 4 <= seconds < 6
+    assert 4 <= seconds < 6, message
     assert "in backward" in message.split("--- worker 1 hung")[0]
     assert "in strike" in message.split("--- worker 1 hung")[1]
 

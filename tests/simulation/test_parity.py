@@ -46,26 +46,16 @@ def test_ddp(parity):
     parity(DDPConfig().build, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_ddp_cast(parity, dtype):
-    parity(DDPCastConfig(dtype=dtype).build)
+def test_ddp_cast_and_local(parity):
+    parity(*(DDPCastConfig(dtype=dtype).build for dtype in ("bf16", "fp16")), LocalConfig().build)
 
 
-def test_local(parity):
-    parity(LocalConfig().build)
+def test_gathers_taken_a_round_later_and_parameter_by_parameter(parity):
+    parity(LateMean, GatheredGradients)
 
 
-def test_a_gather_taken_a_round_later(parity):
-    parity(LateMean)
-
-
-def test_gradients_gathered_parameter_by_parameter(parity):
-    parity(GatheredGradients)
-
-
-@pytest.mark.parametrize("build", [DDPCastConfig().build, GatheredGradients])
-def test_two_buckets_in_flight(parity, build):
-    parity(build, sizes=(2, 3), wide=True)
+def test_two_buckets_in_flight(parity):
+    parity(DDPCastConfig().build, GatheredGradients, sizes=(2, 3), wide=True)
 
 
 def test_two_workers_all_reduce_is_bitwise(parity):

@@ -1,6 +1,8 @@
 """A run of seconds, in the kit's workers: the real loop over a tiny PLM and a little real text."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 from disttrain.config import load_config
 from disttrain.launch.rank_info import RankInfo
@@ -26,13 +28,17 @@ def write_config(folder: Path) -> Path:
     return path
 
 
-def train(config, directory, *overrides, before_fit=None):
-    """Train in this worker, under torchrun's variables; returns this worker's own weights' digest and the summary."""
+def train(config, directory, *overrides, before_fit=None, picture=False):
+    """Train in this worker, under torchrun's variables; returns this worker's own weights' digest and the summary.
+
+    Drawing the loss takes longer than the run, so only who wants the picture gets it.
+    """
     loaded = load_config(config, [f"run.directory={directory}", *overrides])
     session = start_session(loaded, RankInfo.from_environment(), StopRequest())
     if before_fit is not None:
         before_fit(session)
-    summary = fit(session)
+    with nullcontext() if picture else patch("disttrain.recording.recorder.plot_loss"):
+        summary = fit(session)
     own = {name: p.detach() for name, p in session.model.module.named_parameters()}
     return sha256_of(own), summary
 

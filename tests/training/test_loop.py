@@ -1,6 +1,7 @@
 """The loop does what the config says: the global batch, accumulation, clipping, buffers, and no collective of its own."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_ddp_issues_its_gradients_and_a_few_agreements(launched, tmp_path):
 
 def test_summary_and_metrics_have_what_scripts_rely_on(launched, tmp_path):
     config = write_config(tmp_path)
-    launched(2, train, config, tmp_path / "run")
+    launched(2, partial(train, picture=True), config, tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert {
         "status", "steps", "tokens", "final_loss", "validation_loss", "seconds", "payload_bytes", "wire_bytes", "ddp_wire_bytes",
