@@ -12,7 +12,7 @@ ORDER = [  # from the top to the bottom; a room imports from its own and lower l
     {"training"},
     {"config"},
     {"strategies"},
-    {"compression", "optim", "recording", "models", "data", "objectives"},
+    {"compression", "topology", "optim", "recording", "models", "data", "objectives"},
     {"launch"},
     {"worlds"},
     {"parameters", "random", "component", "import_path", "quantities", "task"},
