@@ -40,6 +40,8 @@ class Stream(IntEnum):
     """What compressors draw."""
     TOPOLOGY = 6
     """Who meets whom in a round of gossip."""
+    COMMUNICATION = 7
+    """Which pairs exchange in a round of gossip."""
 
 
 @overload

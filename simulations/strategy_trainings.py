@@ -85,7 +85,7 @@ class Result:
     curve: list[tuple[int, float]]
     """Steps and validation loss."""
     summary: dict[str, Any]
-    """All that the simulation's summary.json says."""
+    """All that the simulation's last record and its summary.json say."""
 
 
 class Trainer:
@@ -145,12 +145,12 @@ def read_result(training: Training, folder: Path) -> Result:
     """Of a training that has ended, well or not."""
     ended = json.loads((folder / "ended.json").read_text())
     loss = ended.get("validation_loss")
-    records = read_metrics(folder / "run" / "metrics.jsonl")
+    records = list(read_metrics(folder / "run" / "metrics.jsonl"))
     return Result(
         training,
         math.inf if loss is None else loss,
         ended.get("wire_bytes", 0),
         ended["seconds"],
         [(each["step"], each["validation_loss"]) for each in records if each.get("validation_loss") is not None],
-        ended,
+        (records[-1] if records else {}) | ended,
     )

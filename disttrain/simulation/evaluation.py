@@ -17,7 +17,7 @@ from disttrain.simulation.replicas import Replicas
 from disttrain.strategies.attach import training_mode
 from disttrain.worlds.rank_order import rank_ordered_mean
 
-SAMPLED_WORKERS = 8
+SAMPLED_WORKERS = 32
 """How many workers' models are validated one by one, evenly spread."""
 
 
@@ -67,11 +67,12 @@ def validate(replicas: Replicas, exported: Tensor, validation: Validation) -> tu
     mean = validation.measure(replicas.load(rank_ordered_mean(replicas.x)[None]))
     record |= {f"mean_model_{name}": value for name, value in mean.items()}
     sample = range(0, len(replicas), -(-len(replicas) // SAMPLED_WORKERS))
-    losses = {r: validation.measure(replicas.load(replicas.x[r : r + 1], r))["loss"] for r in sample}
-    values = torch.tensor(list(losses.values()), dtype=torch.float64)
-    record |= {
-        "worker_validation_loss_mean": float(values.mean()),
-        "worker_validation_loss_min": float(values.min()),
-        "worker_validation_loss_max": float(values.max()),
-    }
-    return record, losses
+    single = {r: validation.measure(replicas.load(replicas.x[r : r + 1], r)) for r in sample}
+    for name in measured:
+        values = torch.tensor([each[name] for each in single.values()], dtype=torch.float64)
+        record |= {
+            f"worker_validation_{name}_mean": float(values.mean()),
+            f"worker_validation_{name}_min": float(values.min()),
+            f"worker_validation_{name}_max": float(values.max()),
+        }
+    return record, {r: each["loss"] for r, each in single.items()}
