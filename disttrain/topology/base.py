@@ -48,7 +48,7 @@ class Topology:
 
     @property
     def links(self) -> Links:
-        """The links of all rounds of a period, one after the other."""
+        """The links of all rounds of a period, one after the other; of a topology that draws, those of round 0."""
         return together(mixing.links for mixing in self._typical)
 
     def is_connected(self) -> bool:

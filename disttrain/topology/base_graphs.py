@@ -18,7 +18,7 @@ Finite-time Convergence", arXiv 2305.11420. Three constructions, each from the o
 3. *Base graph*: with n = q·r, where q holds all prime factors ≤ k + 1: simple base graphs inside q blocks of r, then
    hyper-hypercubes across the blocks. Of this and 2, the shorter.
 
-Blocks that have nothing to do repeat what they did last, which changes no means and brings together what training set apart.
+Blocks that are done before others go through their rounds again: no mean changes, and what training set apart comes together.
 At n = 2^p and k = 1 this is the one-peer hypercube.
 """
 

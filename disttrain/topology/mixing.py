@@ -140,8 +140,8 @@ def restrict(mixing: Mixing, alive: Tensor) -> Mixing:
     if alive.shape != (mixing.size,) or alive.dtype != torch.bool:
         raise ValueError(f"alive must be bool [{mixing.size}], got {alive.dtype} {list(alive.shape)}")
     if not mixing.is_symmetric:
-        raise ValueError("a round in which a worker hears from one peer and is heard by another cannot go on without some "
-                         "of them: take a symmetric topology, such as base_graph, random_matching or one_peer_hypercube")  # fmt: skip
+        raise ValueError("a round in which a worker hears from one peer and is heard by another cannot go on without some of "
+                         "them: take a symmetric topology, such as base_graph or random_matching")  # fmt: skip
     both = alive[:, None] & alive[mixing.senders]
     themselves = torch.arange(mixing.size)[:, None]
     return Mixing(torch.where(both, mixing.senders, themselves), torch.where(both, mixing.weights, 0.0))

@@ -47,6 +47,7 @@ def plot_topology(
         axes.set_title(f"round {t}" if topology.period != 1 else "every round")
     for axes in panels:
         axes.set_axis_off()
+        axes.set_aspect("equal")
     figure.suptitle(_title(topology), fontsize=11)
     figure.savefig(picture, dpi=120)
 

@@ -135,7 +135,9 @@ def from_networkx(graph: nx.Graph) -> Topology:
 
 def metropolis(name: str, n: int, pairs: Ints) -> Topology:
     """The undirected graph of these pairs ``[m, 2]``; those of a worker with itself are left out, and repeated ones."""
-    pairs = np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)
+    low, high = pairs.min(1, initial=n), pairs.max(1, initial=0)
+    numbers = np.unique((low * n + high)[low != high])  # of rows, unique() is 50 times slower
+    pairs = np.stack(np.divmod(numbers, n), 1)
     degrees = np.bincount(pairs.ravel(), minlength=n)
     return periodic(name, n, both_ways(pairs, 1 / (1 + degrees[pairs].max(1, initial=0))))
 

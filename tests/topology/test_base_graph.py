@@ -20,7 +20,8 @@ def test_exact_after_a_period_with_at_most_k_peers(n, k):
     product = reduce(lambda P, W: W @ P, matrices)
     assert np.abs(product - 1 / n).max() <= 1e-10
     assert all(np.array_equal(W != 0, W.T != 0) and (W != 0).sum(1).max() <= k + 1 for W in matrices)
-    assert topology.symmetric and topology.is_finite_time()
+    assert topology.symmetric
+    assert topology.is_finite_time()
     assert topology.period <= max(1, 2 * math.log(n, k + 1) + 2)
 
 

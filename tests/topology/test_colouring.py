@@ -59,7 +59,9 @@ def test_even_tori_need_four(rows, columns):
 @given(topologies(set(KINDS) - ONE_WAY - {"random_matching"}, most=24))
 def test_matchings_are_a_topology_of_the_same_edges(topology):
     split = kinds.matchings(topology)
-    assert split.degree == (topology.size > 1) and split.symmetric and split.is_connected()
+    assert split.degree == (topology.size > 1)
+    assert split.symmetric
+    assert split.is_connected()
     edges = {tuple(edge) for edge in np.stack(topology.links[:2], 1).tolist()}
     assert {tuple(edge) for edge in np.stack(split.links[:2], 1).tolist()} == edges
 

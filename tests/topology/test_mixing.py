@@ -29,7 +29,8 @@ def test_metropolis_weights_are_those_of_the_degrees(case):
         expected[i, j] = expected[j, i] = 1 / (1 + max(graph.degree[i], graph.degree[j]))
     off_diagonal = W - np.diag(np.diag(W))
     assert np.array_equal(off_diagonal, expected)
-    assert np.abs(W.sum(0) - 1).max() <= 1e-12 and (np.diag(W) > 0).all()
+    assert np.abs(W.sum(0) - 1).max() <= 1e-12
+    assert (np.diag(W) > 0).all()
 
 
 @given(graphs())
@@ -91,9 +92,12 @@ def test_without_the_dead_a_round_is_doubly_stochastic_on_the_living(topology, t
     whole, rest = topology.round(t), kinds.restrict(topology.round(t), torch.from_numpy(alive))
     W, left = whole.matrix(), rest.matrix()
     living = left[np.ix_(alive, alive)]
-    assert left.min() >= 0 and rest.is_symmetric
-    assert np.abs(living.sum(0) - 1).max() <= 1e-12 and np.abs(living.sum(1) - 1).max() <= 1e-12
-    assert np.array_equal(left[~alive], np.eye(n)[~alive]) and np.array_equal(left[:, ~alive], np.eye(n)[:, ~alive])
+    assert left.min() >= 0
+    assert rest.is_symmetric
+    assert np.abs(living.sum(0) - 1).max() <= 1e-12
+    assert np.abs(living.sum(1) - 1).max() <= 1e-12
+    assert np.array_equal(left[~alive], np.eye(n)[~alive])
+    assert np.array_equal(left[:, ~alive], np.eye(n)[:, ~alive])
     between_the_living = np.outer(alive, alive) & ~np.eye(n, dtype=bool)
     assert np.array_equal(left[between_the_living], W[between_the_living])
     assert rest.senders.shape == whole.senders.shape

@@ -28,9 +28,11 @@ def distance(x):
 @given(topologies(), rounds)
 def test_rounds_are_doubly_stochastic(topology, t):
     W = topology.matrix(t)
-    assert W.shape == (topology.size, topology.size) and W.dtype == np.float64
+    assert W.shape == (topology.size, topology.size)
+    assert W.dtype == np.float64
     assert W.min() >= 0
-    assert np.abs(W.sum(0) - 1).max() <= 1e-12 and np.abs(W.sum(1) - 1).max() <= 1e-12
+    assert np.abs(W.sum(0) - 1).max() <= 1e-12
+    assert np.abs(W.sum(1) - 1).max() <= 1e-12
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,7 +75,8 @@ def test_every_worker_makes_the_same_rounds(kind, n, t):
     make, accepts = KINDS[kind]
     if accepts(n):
         mine, others = make(n).round(t), make(n).round(t)
-        assert torch.equal(mine.senders, others.senders) and torch.equal(mine.weights, others.weights)
+        assert torch.equal(mine.senders, others.senders)
+        assert torch.equal(mine.weights, others.weights)
 
 
 @given(topologies(), rounds)
@@ -112,7 +115,8 @@ def test_the_mean_stays_and_the_distance_shrinks_by_the_gap(topology, t):
     mixed, gap = W @ x, kinds.spectral.spectral_gap(W)
     assert np.abs(mixed.mean(0) - x.mean(0)).max() <= 1e-12
     assert distance(mixed) <= (1 - gap) * distance(x) + 1e-12
-    assert (mixed.min(0) >= x.min(0) - 1e-12).all() and (mixed.max(0) <= x.max(0) + 1e-12).all()
+    assert (mixed.min(0) >= x.min(0) - 1e-12).all()
+    assert (mixed.max(0) <= x.max(0) + 1e-12).all()
 
 
 @given(topologies(most=32))
@@ -124,7 +128,8 @@ def test_a_periods_gap_is_between_0_and_1_and_positive_since_all_are_connected(t
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_worker_is_alone_and_of_one_mind(kind):
     topology = KINDS[kind][0](1)
-    assert topology.matrix(5).tolist() == [[1.0]] and topology.round(5).senders.shape == (1, 0)
+    assert topology.matrix(5).tolist() == [[1.0]]
+    assert topology.round(5).senders.shape == (1, 0)
     assert (topology.spectral_gap(), topology.exact_after, topology.degree) == (1, 0, 0)
 
 
@@ -133,7 +138,8 @@ def test_two_workers_have_their_mean_after_one_round(kind):
     make, accepts = KINDS[kind]
     if accepts(2):
         topology = make(2)
-        assert topology.matrix().tolist() == [[0.5, 0.5], [0.5, 0.5]] and topology.exact_after == 1
+        assert topology.matrix().tolist() == [[0.5, 0.5], [0.5, 0.5]]
+        assert topology.exact_after == 1
 
 
 @pytest.mark.parametrize(
@@ -187,7 +193,8 @@ def test_one_peer_hypercube_is_exact_after_log_n(n):
 
 @pytest.mark.parametrize("topology", [kinds.ring(5), kinds.torus(9), kinds.hypercube(4), kinds.star(3), kinds.exponential(6)])
 def test_static_graphs_are_never_exact(topology):
-    assert topology.exact_after is None and not topology.is_finite_time()
+    assert topology.exact_after is None
+    assert not topology.is_finite_time()
 
 
 def test_the_complete_graph_is_an_all_reduce():
