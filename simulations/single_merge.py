@@ -1,12 +1,12 @@
 """One merge at the end: does it bring back what workers that hardly ever talked have lost?
 
 "On the Surprising Effectiveness of a Single Global Merging in Decentralized Learning" (arXiv 2507.06542) says that workers with
-very different data, which mix their parameters with a random peer's now and then, end with poor models of their own, whose mean is
-almost as good as what a server would have; that messages late in training are worth more than early ones; and that workers that
-never talk cannot be merged. Here:
+very different data, which mix their parameters with a random peer's now and then, end with poor models of their own, whose mean
+is almost as good as what a server would have; that messages late in training are worth more than early ones; and that workers
+that never talk cannot be merged. Here:
 
 - digits, a perceptron of two layers of 64, 32 workers, each with a mixture of classes of its own (Dirichlet, 0.1 for each of ten
-  classes), 20 local steps of 16 samples a round, 100 rounds;
+  classes; single_merge_data.py), 20 local steps of 16 samples a round, 100 rounds;
 - the quickstart's PLM, 16 workers, whose files are dealt out by package, 10 local steps of 2 sequences a round, 50 rounds.
 
     python simulations/single_merge.py [--budget MINUTES] [--folder DIR] [--jobs N]
@@ -37,7 +37,8 @@ DIGITS = Task(
     32,
     "vmap",
     ("model.hidden=[64,64]", "optimizer.momentum=0", "optimizer.weight_decay=0", "training.batch_size=512",
-     "training.clip_norm=null", "partition.name=client_dirichlet", "partition.alpha=1.0", "training.validate_every=0", "recording.log_every=200"),
+     "training.clip_norm=null", "imports=[single_merge_data]", "partition.name=class_mixture", "training.validate_every=0",
+     "recording.log_every=200"),
 )  # fmt: skip
 PLM = Task(
     "merged-plm",

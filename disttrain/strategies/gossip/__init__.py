@@ -9,6 +9,9 @@ from disttrain.strategies.gossip.communication import (
 )
 from disttrain.strategies.gossip.dpsgd import DPSGD, DPSGDConfig
 from disttrain.strategies.gossip.engine import Gossip, GossipConfig
+from disttrain.strategies.gossip.noloco import NoLoCo, NoLoCoConfig
+from disttrain.strategies.gossip.quasi_global import QuasiGlobalMomentum, QuasiGlobalMomentumConfig
+from disttrain.strategies.gossip.tracking import GradientTracking, GradientTrackingConfig
 
 __all__ = [
     "DPSGD",
@@ -17,6 +20,12 @@ __all__ = [
     "DPSGDConfig",
     "Gossip",
     "GossipConfig",
+    "GradientTracking",
+    "GradientTrackingConfig",
+    "NoLoCo",
+    "NoLoCoConfig",
+    "QuasiGlobalMomentum",
+    "QuasiGlobalMomentumConfig",
     "SometimesConfig",
     "WindowConfig",
     "communications",

@@ -8,6 +8,9 @@ same two vectors, so the sum over all workers is kept, up to rounding, even wher
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import NotRequired, TypedDict
+
 import torch
 from pydantic import Field, SerializeAsAny
 from torch import Tensor
@@ -16,10 +19,19 @@ from disttrain.parameters import Layout
 from disttrain.strategies.agreeing import AgreesLate
 from disttrain.strategies.base import StrategyConfig
 from disttrain.strategies.gossip.communication import AlwaysConfig, CommunicationConfig, communications, spoken
-from disttrain.topology import BaseGraphConfig, Mixing, TopologyConfig, complete, topologies
+from disttrain.topology import BaseGraphConfig, Mixing, Topology, TopologyConfig, complete, topologies
 from disttrain.worlds.in_flight import InFlight
 from disttrain.worlds.traffic import all_reduce_wire_bytes
 from disttrain.worlds.world import World
+
+
+class Settings(TypedDict):
+    """Arguments of :class:`Gossip` that every strategy passes on."""
+
+    topology: TopologyConfig
+    communication: NotRequired[CommunicationConfig]
+    period: NotRequired[int]
+    merge: NotRequired[bool]
 
 
 class Gossip(AgreesLate):
@@ -27,7 +39,7 @@ class Gossip(AgreesLate):
 
     Args:
         topology: who hears from whom.
-        communication: how likely a pair is to exchange in a round.
+        communication: how likely a pair is to exchange in a round; None: it always does.
         period: H, local steps in a round.
         merge: whether the result is the mean of all workers' parameters; else each keeps its own.
 
@@ -35,28 +47,31 @@ class Gossip(AgreesLate):
         ValueError: unless the period is positive; in :meth:`begin`, if the topology does not allow so many workers.
     """
 
-    def __init__(self, topology: TopologyConfig, communication: CommunicationConfig, period: int = 1, merge: bool = True) -> None:
+    def __init__(
+        self, topology: TopologyConfig, communication: CommunicationConfig | None = None, period: int = 1, merge: bool = True
+    ) -> None:
         if period < 1:
             raise ValueError(f"period must be at least 1, got {period}")
-        self._topology, self.communication, self.period, self.merge = topology, communication, period, merge
+        self._topology, self.communication, self.period, self.merge = topology, communication or AlwaysConfig(), period, merge
 
     def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
         """Build the topology for so many workers."""
         super().begin(x, layout, world, seed)
         self.topology = self._topology.build(world.size, seed)
-        self._everybody = complete(world.size)
         self._degree = self.topology.degree
         self.lane = world.lane("gossip")
         self._steps = torch.zeros(1, 1, dtype=torch.int64)
         self._peer_distance = x.new_zeros(len(x), 1)
         self._sent_by_all = torch.zeros(1, 1, dtype=torch.int64)
-        self._under_way = torch.zeros(1, 1, dtype=torch.bool)
-        self._flight: InFlight | None = None
 
     @property
     def steps(self) -> int:
         """Local steps so far."""
         return int(self._steps)
+
+    @cached_property
+    def _everybody(self) -> Topology:
+        return complete(self.world.size)
 
     def round_due(self) -> Mixing | None:
         """What is to be exchanged now that ``steps`` local steps are done; None if nobody says anything."""
@@ -64,47 +79,46 @@ class Gossip(AgreesLate):
         if rest or not number or self.world.size == 1:
             return None
         rate = self.communication.rate(self.steps)
-        if rate <= 0:
-            return None
         topology = self._everybody if self.communication.reaches_all(self.steps) else self.topology
-        mixing = spoken(topology.round(number - 1), rate, self.seed, number, topology.symmetric)
-        return mixing if mixing.degree else None
+        mixing = spoken(topology.round(number - 1), rate, self.seed, number, topology.symmetric) if rate > 0 else None
+        return mixing if mixing is not None and mixing.degree else None
 
-    def post(self) -> None:
-        """Start the exchange that is due, if one is; the parameters are lent until :meth:`mix`."""
-        mixing = self.round_due()
-        if mixing is not None:
-            self._sent_by_all += len(mixing.links.receivers)
-            self._under_way.fill_(True)
-            self._flight = self.lane.start(self.flows, self.x, mixing)
+    def count(self, mixing: Mixing) -> None:
+        """Count the round's messages."""
+        self._sent_by_all += len(mixing.links.receivers)
 
-    def mix(self) -> None:
-        """Wait for the exchange that is under way, if one is, and add the flows."""
-        if not self._under_way:
-            return
-        if self._flight is None:  # a resumed run has the parameters that were under way, and must send them again
-            self._flight = self.lane.start(self.flows, self.x, self.round_due())
-        flow, self._peer_distance = self._flight.take()
-        self._flight = None
-        self._under_way.fill_(False)
-        self.x += flow
+    def start(self, mixing: Mixing, x: Tensor) -> InFlight:
+        """Exchange vectors ``x [L, c·d]``, of which the first d entries are parameters; lent until :meth:`land`."""
+        return self.lane.start(self._flows, x, mixing)
 
-    def flows(self, x: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
-        """On the lane: what mixing would add to ``x [L, d]``, and each worker's mean squared distance to its peers ``[L, 1]``."""
+    def land(self, flight: InFlight) -> Tensor:
+        """What mixing adds to the vectors that were exchanged, ``[L, c·d]``."""
+        flow: Tensor
+        flow, self._peer_distance = flight.take()
+        if not self._peer_distance.isfinite().all():
+            raise RuntimeError(f"diverged: after {self.steps} steps some worker's parameters are not finite any more")
+        return flow
+
+    def flow_now(self, mixing: Mixing, x: Tensor) -> Tensor:
+        """Counted, exchanged and waited for."""
+        self.count(mixing)
+        return self.land(self.start(mixing, x))
+
+    def _flows(self, x: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
+        """On the lane: the flows, and each worker's mean squared distance to its peers ``[L, 1]``."""
         heard = self.lane.exchange(x, mixing)
         weights = mixing.weights[self.world.positions].to(x)
         flow, distance = torch.zeros_like(x), x.new_zeros(len(x), 1)
         for place in range(heard.shape[1]):
             # One rounding per operation: kernels that fuse them round differently at the end of a row.
             difference = heard[:, place] - x
-            distance += difference.square().sum(-1, keepdim=True)
+            distance += difference[:, : self.layout.d].square().sum(-1, keepdim=True)
             flow += difference.mul_(weights[:, place : place + 1])
         peers = (weights != 0).sum(-1, keepdim=True)
         return flow, torch.where(peers > 0, distance / peers.clamp(min=1), self._peer_distance)
 
     def finish(self) -> Tensor:
-        """With the last round mixed: the mean of all workers' parameters, or worker 0's own."""
-        self.mix()
+        """The mean of all workers' parameters, or worker 0's own."""
         return self.world.mean(self.x) if self.merge else self.evaluation()
 
     @property
@@ -114,19 +128,32 @@ class Gossip(AgreesLate):
 
     @property
     def shared(self) -> dict[str, Tensor]:
-        """How many steps were made and models sent, and whether an exchange is under way."""
-        return {"steps": self._steps, "sent_by_all": self._sent_by_all, "under_way": self._under_way}
+        """How many steps were made, and models sent."""
+        return {"steps": self._steps, "sent_by_all": self._sent_by_all}
+
+    @property
+    def local(self) -> dict[str, Tensor]:
+        """How far each worker was from its peers."""
+        return {"peer_distance": self._peer_distance}
+
+    @property
+    def vectors_sent(self) -> int:
+        """Of the parameters' size, to each peer."""
+        return 1
 
     @property
     def temporary_copies(self) -> float:
         """What was heard, a difference, and the flow."""
-        return self._degree + 2.0
+        return self.vectors_sent * (self._degree + 2.0)
 
     @property
     def description(self) -> str:
         """Who talks to whom, and what that costs."""
         num_bytes = self.layout.numel * self.x.element_size()
-        sent, ddp = num_bytes * self._degree, self.period * all_reduce_wire_bytes(4 * self.layout.numel, self.world.size)
+        sent, ddp = (
+            num_bytes * self._degree * self.vectors_sent,
+            self.period * all_reduce_wire_bytes(4 * self.layout.numel, self.world.size),
+        )
         every = "step" if self.period == 1 else f"{self.period} steps"
         share = f", {100 * sent / ddp:.3g}% of DDP's" if ddp else ""
         end = "; merged at the end" if self.merge else ""
@@ -144,6 +171,11 @@ class GossipConfig(StrategyConfig):
     """H: local steps in a round."""
     merge: bool = True
     """Whether the result is the mean of all workers' models, taken once at the end; else worker 0's own."""
+
+    @property
+    def settings(self) -> Settings:
+        """Arguments that all have."""
+        return {"topology": self.topology, "communication": self.communication, "period": self.period, "merge": self.merge}
 
     def check_world(self, world_size: int) -> None:
         """The topology must allow so many workers."""

@@ -5,7 +5,13 @@ import copy
 import torch
 
 from disttrain.strategies.attach import StrategyOptimizer, attach
-from disttrain.strategies.gossip import DPSGDConfig, SometimesConfig
+from disttrain.strategies.gossip import (
+    DPSGDConfig,
+    GradientTrackingConfig,
+    NoLoCoConfig,
+    QuasiGlobalMomentumConfig,
+    SometimesConfig,
+)
 from disttrain.topology import (
     BaseGraphConfig,
     CompleteConfig,
@@ -23,6 +29,9 @@ STRATEGIES = {
     "exponential": DPSGDConfig(topology=ExponentialConfig(), merge=False),
     "one peer, one way": DPSGDConfig(topology=OnePeerExponentialConfig(), merge=False),
     "base graph": DPSGDConfig(topology=BaseGraphConfig(k=1), period=2, merge=False),
+    "quasi-global momentum": QuasiGlobalMomentumConfig(period=2, merge=False),
+    "noloco": NoLoCoConfig(period=3, merge=False),
+    "gradient tracking": GradientTrackingConfig(topology=RingConfig(), merge=False),
     "complete": DPSGDConfig(topology=CompleteConfig(), merge=False),
     "matchings, now and then": DPSGDConfig(
         topology=RandomMatchingConfig(), communication=SometimesConfig(probability=0.5), period=3, merge=False
