@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed, rest = parser.parse_known_args(arguments)  # argparse takes no positional arguments after options
     if options := [each for each in rest if each.startswith("-")]:
         parser.error(f"unknown option: {' '.join(options)}")
-    parsed.overrides += rest
+    vars(parsed)[parsed.more] += rest
     try:
         code = parsed.command(parsed)
     except UserError as error:
@@ -64,16 +64,31 @@ def _parser() -> argparse.ArgumentParser:
     emulate.add_argument("--events", metavar="FILE", help="a YAML file of what happens during the run")
     emulate.add_argument("--max-restarts", type=_natural, default=0, metavar="N", help="restarts after failures (default 0)")
     _add_config(emulate, _emulate)
+    _add_merge(commands)
     config = commands.add_parser("config", help="look at a config").add_subparsers(required=True, metavar="COMMAND")
     show_parser = config.add_parser("show", help="the resolved config", description=_show.__doc__, allow_abbrev=False)
     _add_config(show_parser, _show)
     return parser
 
 
+def _add_merge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    merge = commands.add_parser("merge", help="make one model of several", description=_merge.__doc__, allow_abbrev=False)
+    runs = "a run's folder; one: its workers are merged; several: their results"
+    merge.add_argument("runs", nargs="+", metavar="RUN", help=runs)
+    merge.add_argument("--output", metavar="FOLDER", help="where to write (default: RUN/merged of one run, else runs/merged)")
+    merge.add_argument("--step", type=_natural, metavar="S", help="of one run's checkpoint (default: the newest that is whole)")
+    policies, which = (
+        ("local", "average", "recalibrate"),
+        "what becomes of running statistics (default: the run's strategy.buffers)",
+    )
+    merge.add_argument("--buffers", choices=policies, help=which)
+    merge.set_defaults(command=_merge, more="runs")
+
+
 def _add_config(parser: argparse.ArgumentParser, command: object) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's")
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, more="overrides")
 
 
 def _train(parsed: argparse.Namespace) -> int:
@@ -142,6 +157,17 @@ def _simulate(parsed: argparse.Namespace) -> int:
             print(f"disttrain: {error}", file=sys.stderr)
             return FAILED
     return DONE if simulation.completed else STOPPED
+
+
+def _merge(parsed: argparse.Namespace) -> int:
+    """Merge saved models into their mean, and say what each of them and the mean are worth on the run's validation data. Of one
+    RUN, the live models of its workers are merged, as its newest checkpoint has them; of several RUNs, their results, each one's
+    model.safetensors. Writes model.safetensors, merge.json and config.yaml; computes on the CPU."""
+    from disttrain.merging.command import MergeOptions, merge_runs
+
+    output = None if parsed.output is None else Path(parsed.output)
+    merge_runs(MergeOptions(tuple(map(Path, parsed.runs)), output, parsed.step, parsed.buffers))
+    return 0
 
 
 class _Told(Exception):

@@ -38,6 +38,10 @@ class Stream(IntEnum):
     """Which worker owns which samples."""
     COMPRESSION = 5
     """What compressors draw."""
+    TOPOLOGY = 6
+    """Who meets whom in a round of gossip."""
+    COMMUNICATION = 7
+    """Which pairs exchange in a round of gossip."""
 
 
 @overload

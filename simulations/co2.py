@@ -34,8 +34,8 @@ import torch
 from co2_picture import draw
 from co2_plan import Findings, Rows, compare
 from co2_report import classifier_table, plm_table, rules_table, sentences
-from co2_trainings import Result, Trainer
 from compare_optimizers import finite
+from strategy_trainings import Result, Trainer
 
 DOCS = Path(__file__).parents[1] / "docs"
 

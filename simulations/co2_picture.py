@@ -8,8 +8,8 @@ from typing import Any
 
 from co2_plan import CLASSIFIED, CLASSIFIER_STEPS, DDP, PERIODS, PLM_PERIOD, PLM_STEPS, Findings, key
 from co2_report import mean
-from co2_trainings import Result
 from matplotlib.figure import Figure
+from strategy_trainings import Result
 
 Row = tuple[str, Sequence[Result]]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from co2_trainings import CLASSIFIER, PLM, SEEDS, Method, Result, Trainer, Training
+from co2_trainings import CLASSIFIER, PLM, SEEDS
+from strategy_trainings import Method, Result, Trainer, Training
 
 PERIODS = (12, 48)
 CLASSIFIER_STEPS, PLM_STEPS, PLM_PERIOD = 1200, 720, 12

@@ -25,8 +25,8 @@ from co2_plan import (
     Rows,
     key,
 )
-from co2_trainings import Result
 from feedback_report import markdown
+from strategy_trainings import Result
 
 HIDDEN = (COCOD, OVERLAP, KEPT, PREDICTED)
 """Those beside CO2 and Eager DiLoCo that have a whole round for an exchange; the last two are ours."""

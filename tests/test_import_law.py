@@ -7,15 +7,15 @@ PACKAGE = Path(__file__).parents[1] / "disttrain"
 KNOW_TORCH_DISTRIBUTED = ("worlds/", "launch/", "strategies/attach.py", "strategies/attach_zero.py", "strategies/attach_fsdp.py")
 ORDER = [  # from the top to the bottom; a room imports from its own and lower lines only
     {"cli", "worker"},
-    {"run", "emulation"},
+    {"run", "emulation", "merging"},
     {"simulation"},
     {"training"},
     {"config"},
     {"strategies"},
-    {"compression", "optim", "recording", "models", "data", "objectives"},
+    {"compression", "topology", "optim", "recording", "models", "data", "objectives"},
     {"launch"},
     {"worlds"},
-    {"parameters", "random", "component", "import_path", "quantities", "task"},
+    {"parameters", "random", "component", "import_path", "quantities", "task", "consensus"},
 ]
 HEIGHT = {name: -level for level, names in enumerate(ORDER) for name in names}
 

@@ -118,14 +118,28 @@ class CheckpointStore:
         Raises:
             CheckpointError: if a file is unreadable.
         """
-        facts = self._manifest(step)["facts"]
+        facts = self.facts(step)
         shared, _ = _read(self._path(step) / SHARED)
         own = self._path(step) / rank_file(self.rank)
         local, local_facts = _read(own if own.exists() else self._path(step) / rank_file(self.members[0]))
         return Snapshot(shared, local, facts, local_facts)
 
-    def load_everybody(self, step: int, num_workers: int) -> list[dict[str, Tensor]]:
+    def facts(self, step: int) -> dict[str, Any]:
+        """What all workers share of a checkpoint's facts.
+
+        Raises:
+            CheckpointError: if its manifest is unreadable.
+        """
+        facts: dict[str, Any] = self._manifest(step)["facts"]
+        return facts
+
+    def load_everybody(self, step: int, num_workers: int, prefixes: tuple[str, ...] = ("",)) -> list[dict[str, Tensor]]:
         """What was each worker's own, of all ``num_workers`` that the saved run had, in their order.
+
+        Args:
+            step: of a checkpoint.
+            num_workers: of the saved run.
+            prefixes: only tensors whose names begin with one of them are read.
 
         Raises:
             CheckpointError: if a file is damaged, or is not in this folder because hosts have folders of their own.
@@ -134,11 +148,9 @@ class CheckpointStore:
         for rank in range(num_workers):
             path = self._path(step) / rank_file(rank)
             if rank_file(rank) not in files:
-                raise CheckpointError(
-                    f"{path} is not there: for another number of workers, all workers' files must be in one folder"
-                )
+                raise CheckpointError(f"{path} is not there: all workers' files must be in one folder")
             _verify(path, files[rank_file(rank)])
-            everybody.append(_read(path)[0])
+            everybody.append(_read(path, prefixes)[0])
         return everybody
 
     def forget_leftovers(self) -> None:
@@ -254,10 +266,11 @@ def _verify(path: Path, entry: dict[str, Any]) -> None:
         raise CheckpointError(f"{path} is damaged: its SHA-256 is not the manifest's")
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, prefixes: tuple[str, ...] = ("",)) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - not a mapping
+            names = [name for name in file.keys() if name.startswith(prefixes)]  # noqa: SIM118 - not a mapping
+            return {name: file.get_tensor(name) for name in names}, facts
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is unreadable: {error}") from None

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from disttrain.config_sections import TrainingConfig
 from disttrain.data import Dataset, EpochOrder
 from disttrain.objectives import Objective
 from disttrain.simulation.replicas import Replicas
 from disttrain.strategies.attach import training_mode
 from disttrain.worlds.rank_order import rank_ordered_mean
 
-SAMPLED_WORKERS = 8
+SAMPLED_WORKERS = 32
 """How many workers' models are validated one by one, evenly spread."""
+
+
+def cpu_autocast(training: TrainingConfig) -> AbstractContextManager[Any]:
+    """What forward passes on the CPU run in."""
+    return nullcontext() if training.precision == "fp32" else torch.autocast("cpu", torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,13 @@ class Validation:
     batch_size: int
     batches: int
     autocast: Callable[[], AbstractContextManager[Any]]
+
+    @classmethod
+    def of(cls, training: TrainingConfig, dataset: Dataset, objective: Objective) -> Validation:
+        """On the CPU, of as many samples as the config says, or as there are."""
+        batch_size = min(training.batch_size, len(dataset))
+        batches = min(training.validation_batches, len(dataset) // batch_size)
+        return cls(dataset, objective, batch_size, batches, lambda: cpu_autocast(training))
 
     @torch.no_grad()
     def measure(self, module: nn.Module) -> dict[str, float]:
@@ -54,19 +67,12 @@ def validate(replicas: Replicas, exported: Tensor, validation: Validation) -> tu
     mean = validation.measure(replicas.load(rank_ordered_mean(replicas.x)[None]))
     record |= {f"mean_model_{name}": value for name, value in mean.items()}
     sample = range(0, len(replicas), -(-len(replicas) // SAMPLED_WORKERS))
-    losses = {r: validation.measure(replicas.load(replicas.x[r : r + 1], r))["loss"] for r in sample}
-    values = torch.tensor(list(losses.values()), dtype=torch.float64)
-    record |= {
-        "worker_validation_loss_mean": float(values.mean()),
-        "worker_validation_loss_min": float(values.min()),
-        "worker_validation_loss_max": float(values.max()),
-    }
-    return record, losses
-
-
-def consensus_distance(x: Tensor) -> float:
-    """How far models ``x [N, d]`` are apart: the mean over workers of ‖xᵢ − x̄‖², summed in fp64."""
-    first, offset = x[0].double(), torch.zeros(x.shape[1], dtype=torch.float64)
-    for row in x:
-        offset += (row - first) / len(x)  # from one of them, so that equal rows are at no distance at all
-    return sum(float((row - first - offset).square().sum()) for row in x) / len(x)
+    single = {r: validation.measure(replicas.load(replicas.x[r : r + 1], r)) for r in sample}
+    for name in measured:
+        values = torch.tensor([each[name] for each in single.values()], dtype=torch.float64)
+        record |= {
+            f"worker_validation_{name}_mean": float(values.mean()),
+            f"worker_validation_{name}_min": float(values.min()),
+            f"worker_validation_{name}_max": float(values.max()),
+        }
+    return record, {r: each["loss"] for r, each in single.items()}

@@ -10,7 +10,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from disttrain.component import UserError
 from disttrain.config import ConfigError, LoadedConfig, dump
+from disttrain.consensus import consensus_distance
 from disttrain.data import make_order
 from disttrain.launch.shutdown import StopRequest
 from disttrain.launch.start import start_cpu
@@ -35,7 +36,7 @@ from disttrain.recording.recorder import Recorder
 from disttrain.recording.trackers import WandbTracker
 from disttrain.recording.weights import export_weights
 from disttrain.simulation.engine import Engine
-from disttrain.simulation.evaluation import Validation, consensus_distance, validate
+from disttrain.simulation.evaluation import Validation, cpu_autocast, validate
 from disttrain.simulation.gradients import Method, WorkerGradients
 from disttrain.simulation.memory import MemoryForecast, activation_bytes, available_bytes, forecast
 from disttrain.simulation.replicas import Replicas
@@ -234,13 +235,11 @@ class Simulation:
         return batches
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._config.training.precision == "fp32" else torch.autocast("cpu", torch.bfloat16)
+        return cpu_autocast(self._config.training)
 
     def _validate(self, exported: Tensor) -> dict[str, float]:
-        start, training, dataset = time.perf_counter(), self._config.training, self._corpus.validation
-        batch_size = min(training.batch_size, len(dataset))
-        batches = min(training.validation_batches, len(dataset) // batch_size)
-        validation = Validation(dataset, self._objective, batch_size, batches, self._autocast)
+        start = time.perf_counter()
+        validation = Validation.of(self._config.training, self._corpus.validation, self._objective)
         record, losses = validate(self._replicas, exported, validation)
         line = {
             "step": self._step,

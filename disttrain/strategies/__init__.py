@@ -4,6 +4,7 @@ from disttrain.strategies.bare import GradientCompression, compress_gradients
 from disttrain.strategies.base import Strategy, StrategyConfig, strategies
 from disttrain.strategies.compressed import Compressed, CompressedConfig
 from disttrain.strategies.ddp import DDP, DDPCastConfig, DDPConfig
+from disttrain.strategies.gossip import DPSGD, DPSGDConfig
 from disttrain.strategies.local import LocalConfig
 from disttrain.strategies.local_updates import (
     CO2Config,
@@ -22,12 +23,14 @@ from disttrain.strategies.local_updates import (
 
 __all__ = [
     "DDP",
+    "DPSGD",
     "CO2Config",
     "CoCoDSGDConfig",
     "Compressed",
     "CompressedConfig",
     "DDPCastConfig",
     "DDPConfig",
+    "DPSGDConfig",
     "DiLoCo",
     "DiLoCoConfig",
     "EagerDiLoCoConfig",

@@ -68,7 +68,10 @@ def settle_buffers(
 
 @torch.no_grad()
 def _recalibrate(module: nn.Module, batches: Iterator[Any]) -> None:
-    """Forget all running statistics, and take the plain mean over a few training batches with the final weights."""
+    """Forget all running statistics, and take the plain mean over a few training batches with the final weights.
+
+    Only these layers train: what they will see has passed no dropout.
+    """
     norms = _norms(module)
     if not norms:
         return
@@ -76,7 +79,9 @@ def _recalibrate(module: nn.Module, batches: Iterator[Any]) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # torch's word for a cumulative mean
-    with training_mode(module, True):
+    with training_mode(module, False):
+        for norm in norms:
+            norm.train()
         for batch in islice(batches, RECALIBRATION_BATCHES):
             module(batch)
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -14,7 +14,6 @@ from disttrain.config import load_config
 from disttrain.data import make_order
 from disttrain.recording.folder import RunFolder
 from disttrain.recording.metrics import read_metrics
-from disttrain.simulation.evaluation import consensus_distance
 from tests.training.small_run import train, write_config
 
 DIGITS = """
@@ -127,11 +126,6 @@ def test_ddp_workers_stay_together(tmp_path):
     assert summary_of(tmp_path / "run")["mean_model_loss"] == pytest.approx(
         summary_of(tmp_path / "run")["validation_loss"], rel=1e-5
     )
-
-
-def test_consensus_distance_is_the_mean_square():
-    x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 3.0]])
-    assert consensus_distance(x) == pytest.approx(((1 + 1) + (1 + 1) + (0 + 4)) / 3)
 
 
 MISTAKES = [

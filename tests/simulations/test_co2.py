@@ -12,8 +12,9 @@ import torch
 from co2_plan import CLASSIFIED, CO2, CO2_DEFAULT, COCOD, DDP, DECISIVE, INDICATIVE, LOCAL_SGD, RULES, Findings, key
 from co2_rules import Guessing, Predicted
 from co2_task import draw
-from co2_trainings import CLASSIFIER, PLM, Method, Result, Trainer, Training, train
+from co2_trainings import CLASSIFIER, PLM
 from feedback_trainings import CONFIGS
+from strategy_trainings import Method, Result, Trainer, Training, train
 
 from disttrain.config import load_config
 from disttrain.parameters import Layout, Unit
@@ -131,7 +132,7 @@ def results(entry, losses):
     """Made up, of seeds 0, 1, …"""
     method = entry.method.having(entry.grid[0]) if entry.grid else entry.method
     made = [(Training(PLM, method, 12, 0.01, seed, 720), loss) for seed, loss in enumerate(losses)]
-    return [Result(training, loss, 10, 1.0, []) for training, loss in made]
+    return [Result(training, loss, 10, 1.0, [], {}) for training, loss in made]
 
 
 def made_up(**plm):

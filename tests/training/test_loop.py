@@ -130,6 +130,7 @@ EXCHANGES = {
     "ddp_cast": ("strategy.name=ddp_cast", "model.width=128"),
     "one per cent, gathered": ("strategy.name=compressed", "strategy.reducer=gather", "model.width=256"),
     "one per cent in two phases": ("strategy.name=compressed", "strategy.reducer=two_phase", "model.width=256"),
+    "gossip": ("strategy.name=dpsgd", "model.width=128", "strategy.merge=false"),
     "factors": ("strategy.name=compressed", "strategy.compressor.name=power_sgd", "model.width=256"),
 }
 

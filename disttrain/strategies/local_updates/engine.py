@@ -23,7 +23,8 @@ from disttrain.compression.mean import CompressedMean, CompressedMeanConfig
 from disttrain.compression.quantize import IdentityConfig
 from disttrain.compression.reduce import Dense
 from disttrain.parameters import Layout
-from disttrain.strategies.base import Strategy, StrategyConfig
+from disttrain.strategies.agreeing import AgreesLate
+from disttrain.strategies.base import StrategyConfig
 from disttrain.strategies.local_updates.deltas import DeltaMean
 from disttrain.strategies.local_updates.fragments import Fragment, fragments_of
 from disttrain.strategies.local_updates.outer import OuterStep
@@ -45,7 +46,7 @@ class Common(TypedDict, total=False):
     find_unused_parameters: bool
 
 
-class LocalUpdates(Strategy):
+class LocalUpdates(AgreesLate):
     """The engine; a subclass defines :meth:`close` and :meth:`land`.
 
     Args:
@@ -63,7 +64,7 @@ class LocalUpdates(Strategy):
         ValueError: if these do not fit together; in :meth:`begin`, if there are fewer layers than fragments.
     """
 
-    lockstep = one_result = True
+    one_result = True
     groups: Groups | None = None
 
     def __init__(
@@ -102,7 +103,7 @@ class LocalUpdates(Strategy):
         """Lay out the states; the first round begins here, or after the warm-up."""
         super().begin(x, layout, world, seed)
         self.fragments = fragments_of(layout, self._num_fragments, self.period)
-        self.lane, self._facts = world.lane("deltas"), world.lane("facts")
+        self.lane = world.lane("deltas")
         if self.group_size > 1 and self.groups is None:  # they are there where parameters had to be sharded first
             self.groups = Groups(world, self.group_size)
         self.dtype = torch.promote_types(x.dtype, torch.float32)
@@ -249,14 +250,6 @@ class LocalUpdates(Strategy):
     def drain(self, fragment: Fragment, steps: int) -> None:
         """Land a fragment's exchange, and close its round, ``steps`` local steps old, without delay."""
         raise NotImplementedError(f"{type(self).__name__} must define drain()")
-
-    def agree(self, values: Tensor) -> Tensor:
-        """The mean over all workers, at once."""
-        return self.world.mean(values)
-
-    def agree_later(self, values: Tensor) -> InFlight:
-        """The mean over all workers, on a lane of its own: past the deltas, which may take a round."""
-        return self._facts.start(self._facts.mean, values)
 
     @property
     def metrics(self) -> dict[str, float]:

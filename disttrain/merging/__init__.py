@@ -1,0 +1,1 @@
+"""``disttrain merge``: saved models of several workers or runs become one."""

@@ -1,0 +1,32 @@
+"""Gossip: no server, and no all-reduce but one merge at the end."""
+
+from disttrain.strategies.gossip.communication import (
+    AlwaysConfig,
+    CommunicationConfig,
+    SometimesConfig,
+    WindowConfig,
+    communications,
+)
+from disttrain.strategies.gossip.dpsgd import DPSGD, DPSGDConfig
+from disttrain.strategies.gossip.engine import Gossip, GossipConfig
+from disttrain.strategies.gossip.noloco import NoLoCo, NoLoCoConfig
+from disttrain.strategies.gossip.quasi_global import QuasiGlobalMomentum, QuasiGlobalMomentumConfig
+from disttrain.strategies.gossip.tracking import GradientTracking, GradientTrackingConfig
+
+__all__ = [
+    "DPSGD",
+    "AlwaysConfig",
+    "CommunicationConfig",
+    "DPSGDConfig",
+    "Gossip",
+    "GossipConfig",
+    "GradientTracking",
+    "GradientTrackingConfig",
+    "NoLoCo",
+    "NoLoCoConfig",
+    "QuasiGlobalMomentum",
+    "QuasiGlobalMomentumConfig",
+    "SometimesConfig",
+    "WindowConfig",
+    "communications",
+]

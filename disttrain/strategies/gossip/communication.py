@@ -1,0 +1,110 @@
+"""When workers talk, apart from who talks to whom: how likely a pair that a topology names is to exchange in a round.
+
+"On the Surprising Effectiveness of a Single Global Merging in Decentralized Learning" (arXiv 2507.06542) finds that messages late
+in training are worth more than early ones, and that few are enough to keep models fit for one merge at the end, but not none.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from disttrain import random
+from disttrain.component import ComponentConfig, Registry
+from disttrain.topology import Mixing
+
+
+class CommunicationConfig(ComponentConfig):
+    """What every schedule has: a pure function of the step, so that both ends of a pair know it."""
+
+    def reaches_all(self, step: int) -> bool:
+        """Whether everybody talks to everybody after local step ``step``, whatever the topology is."""
+        return False
+
+    def rate(self, step: int) -> float:
+        """The probability in [0, 1] that a pair exchanges after local step ``step``."""
+        raise NotImplementedError(f"{type(self).__name__} must define rate()")
+
+    def check_steps(self, steps: int) -> None:
+        """Raise ValueError if a run of so many steps makes no sense."""
+
+
+communications: Registry[CommunicationConfig] = Registry("strategy.communication", default="always")
+
+
+@communications.register
+class AlwaysConfig(CommunicationConfig):
+    """In every round."""
+
+    name: Literal["always"] = "always"
+
+    def rate(self, step: int) -> float:
+        """1."""
+        return 1.0
+
+
+@communications.register
+class SometimesConfig(CommunicationConfig):
+    """Every pair by itself, now and then."""
+
+    name: Literal["sometimes"] = "sometimes"
+    probability: float = Field(0.2, gt=0, le=1)
+    """Of a pair, in a round."""
+
+    def rate(self, step: int) -> float:
+        """The same all the time."""
+        return self.probability
+
+
+@communications.register
+class WindowConfig(CommunicationConfig):
+    """In every round of a part of the run, early or late, and seldom outside of it."""
+
+    name: Literal["window"] = "window"
+    start: int = Field(0, ge=0)
+    """The window's first step."""
+    stop: int | None = Field(None, ge=1)
+    """The first step after it; null: it lasts to the end."""
+    outside: float = Field(0.0, ge=0, le=1)
+    """The probability that a pair exchanges in a round outside of the window."""
+    everybody: bool = False
+    """Whether everybody talks to everybody inside, whatever the topology is: n − 1 messages a worker and round."""
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        if self.stop is not None and self.stop <= self.start:
+            raise ValueError(f"stop={self.stop} must be more than start={self.start}: the window would be empty")
+        return self
+
+    def check_steps(self, steps: int) -> None:
+        """Some of the window must be in the run."""
+        if self.start >= steps:
+            raise ValueError(f"strategy.communication.start={self.start} must be less than steps={steps}: the window never opens")
+
+    def reaches_all(self, step: int) -> bool:
+        """Inside, if that is wanted."""
+        return self.everybody and self._is_open(step)
+
+    def rate(self, step: int) -> float:
+        """1 inside."""
+        return 1.0 if self._is_open(step) else self.outside
+
+    def _is_open(self, step: int) -> bool:
+        return self.start <= step and (self.stop is None or step < self.stop)
+
+
+def spoken(mixing: Mixing, rate: float, seed: int, number: int, symmetric: bool) -> Mixing:
+    """The part of round ``number`` in which pairs do exchange.
+
+    Both ends of a pair draw the same. Of a topology that is not symmetric all pairs draw the same, for a part of it would not
+    keep the mean.
+    """
+    if rate >= 1:
+        return mixing
+    themselves = torch.arange(mixing.size)[:, None]
+    pairs = torch.minimum(themselves, mixing.senders) * mixing.size + torch.maximum(themselves, mixing.senders)
+    keys = random.key(seed, random.Stream.COMMUNICATION, number, pairs if symmetric else torch.zeros_like(pairs))
+    said = random.uniform(keys, 1)[..., 0] < rate
+    return Mixing(torch.where(said, mixing.senders, themselves), torch.where(said, mixing.weights, 0.0))

@@ -1,0 +1,64 @@
+"""Gossip as the papers write it: dense matrices, one line a step. For tests only."""
+
+import numpy as np
+
+
+def dpsgd(x0, matrices, updates, order):
+    """Parameters ``[steps, n, d]`` after every step.
+
+    Args:
+        x0: ``[d]``, where all workers start.
+        matrices: ``[steps + 1, n, n]``, the mixing after each step, the first one before any; the identity where nobody talks.
+        updates: ``updates(step, x [n, d])``, what is subtracted in step 1, 2, …
+        order: ``combine_while_adapt`` or ``adapt_then_combine``.
+    """
+    x, trace = np.repeat(x0[None], len(matrices[0]), axis=0), []
+    for step in range(1, len(matrices)):
+        u = updates(step, x)
+        x = matrices[step - 1] @ x - u if order == "combine_while_adapt" else matrices[step] @ (x - u)
+        trace.append(x)
+    return np.array(trace)
+
+
+def quasi_global(x0, matrices, updates, period, beta, mu):
+    """Quasi-global momentum; arguments and result as above, the first matrix unused, those inside rounds too."""
+    n = len(matrices[0])
+    x, m, trace = np.repeat(x0[None], n, axis=0), np.zeros((n, len(x0))), []
+    start = x
+    for step in range(1, len(matrices)):
+        x = x - updates(step, x) - beta * m
+        if step % period == 0:
+            x = matrices[step] @ x
+            m = mu * m + (1 - mu) * (start - x) / period
+            start = x
+        trace.append(x)
+    return np.array(trace)
+
+
+def noloco(x0, matrices, updates, period, alpha, beta, gamma):
+    """NoLoCo; arguments and result as above."""
+    n = len(matrices[0])
+    x, d, trace = np.repeat(x0[None], n, axis=0), np.zeros((n, len(x0))), []
+    phi = x
+    for step in range(1, len(matrices)):
+        x = x - updates(step, x)
+        if step % period == 0:
+            W = matrices[step]
+            d = alpha * d + beta * W @ (x - phi) + gamma * (W @ phi - phi)
+            phi = phi + d
+            x = phi
+        trace.append(x)
+    return np.array(trace)
+
+
+def gradient_tracking(x0, matrices, gradients, lr):
+    """Gradient tracking; ``gradients(step, x [n, d])``. Returns parameters and estimates before mixing."""
+    n = len(matrices[0])
+    x, y, last, trace, estimates = np.repeat(x0[None], n, axis=0), np.zeros((n, len(x0))), np.zeros((n, len(x0))), [], []
+    for step in range(1, len(matrices)):
+        g = gradients(step, x)
+        y, last = y + g - last, g
+        estimates.append(y)
+        x, y = matrices[step] @ (x - lr * y), matrices[step] @ y
+        trace.append(x)
+    return np.array(trace), np.array(estimates)
