@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from disttrain.cli import main
 from tests.training.small_run import CONFIG, train, write_config
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI", "PMI", "TORCHELASTIC"))}
@@ -209,13 +210,29 @@ def test_a_mistake_is_reported_before_anything_starts(config, tmp_path):
         (("--worker", "2"), "unknown option"),
         (("--workers", "0"), "must be at least 1"),
         (("data.name=text", 'data.paths=["/nowhere"]'), "/nowhere"),
+    ],
+)
+def test_mistakes_in_what_was_asked_end_with_code_2_and_one_message(config, tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.setattr(subprocess, "Popen", None)  # they are found before anything is started
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(config), "--workers", "2", f"run.directory={tmp_path / 'run'}", *arguments])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
         (("launch.interface=wan7",), "launch.interface=wan7 does not exist"),
         (("launch.backend=nccl",), "needs a GPU"),
         (("launch.device=cuda",), "launch.device=cuda"),
         (("data.sequence_length=4096",), "the validation data: 2774 tokens"),
     ],
 )
-def test_mistakes_of_every_kind_end_with_code_2_and_one_message(config, tmp_path, arguments, words):
+def test_mistakes_that_only_workers_find_do_too(config, tmp_path, arguments, words):
     done = finished("train", config, "--workers", 2, f"run.directory={tmp_path / 'run'}", *arguments)
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
