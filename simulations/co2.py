@@ -2,12 +2,12 @@
 
     python simulations/co2.py [--budget 90] [--at-once 2] [--folder FOLDER]
 
-All by ``disttrain simulate``, 4 workers as rows of one process, AdamW inside, with exchanges after every τ steps:
+All by ``disttrain simulate``, 4 workers as rows of one process, with exchanges after every τ steps:
 
 1. A classifier of 3,500 parameters on the classes that a random network draws, 1,200 steps, τ of 12 and 48. The inner learning
    rate is the best of three for DDP, and everybody's. Of most methods one setting is tuned on seed 0, for each τ: the outer
    momentum, of Overlap-Local-SGD the pull, of clipped CO2 the clip. Then three seeds.
-2. The quickstart's PLM with AdamW at the rate of configs/local.yaml, two sequences of 128 a worker and step, 720 steps, τ = 12:
+2. The quickstart's PLM with its Muon and its batches, four sequences of 128 a worker and step, 720 steps, τ = 12:
    60 rounds. Settings are those that were best on the classifier. What decides has three seeds, the others one.
 3. Rules beyond the papers, near those in 1 and 2 (co2_rules.py says what they are): the PLM with one seed, the classifier with
    three. Ours came of a search on a PLM of width 64 with 2 layers; that it leads by 1 round, not by 1.5, of seed 0 of this PLM.

@@ -24,7 +24,7 @@ def draw(found: Findings, picture: Path) -> None:
         axes.set_title(f"classifier, τ={period}, {CLASSIFIER_STEPS // period} rounds", fontsize=10)
     bars(right, list(found.plm.items()))
     right.set_title(f"quickstart PLM, τ={PLM_PERIOD}, {PLM_STEPS // PLM_PERIOD} rounds", fontsize=10)
-    figure.suptitle("Loss at equal tokens, 4 workers, AdamW inside: the mean over seeds; a dot for each seed; dashed: DDP")
+    figure.suptitle("Loss at equal tokens, 4 workers: the mean over seeds; a dot for each seed; dashed: DDP")
     figure.savefig(picture, dpi=110)
 
 

@@ -11,8 +11,8 @@ PERIODS = (12, 48)
 CLASSIFIER_STEPS, PLM_STEPS, PLM_PERIOD = 1200, 720, 12
 LRS = (5e-3, 1e-2, 2e-2)
 """Of the classifier: the best for DDP is everybody's."""
-PLM_LR = 4e-3
-"""That of configs/local.yaml."""
+PLM_LR = 8e-3
+"""That of configs/quickstart.yaml."""
 
 
 Rows = dict[str, list[Result]]

@@ -23,6 +23,5 @@ PLM = Task(
     WORKERS,
     "loop",
     ("imports=[co2_rules]",
-     "optimizer.name=adamw", "training.batch_size=8", "training.validation_batches=32", "training.validate_every=0",
-     "recording.log_every=60"),
+     "training.validation_batches=32", "training.validate_every=0", "recording.log_every=60"),
 )  # fmt: skip
