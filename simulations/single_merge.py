@@ -171,18 +171,18 @@ def show(console: Console, name: str, study: Study, rows: dict[str, dict[str, An
 
 
 def draw(path: Path, tables: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """Local models and their merge, by messages sent."""
-    figure = Figure(figsize=(5.5 * len(tables), 4.2), layout="constrained")
+    """Each row's local models and their merge."""
+    figure = Figure(figsize=(6.5 * len(tables), 3.6), layout="constrained")
     for axes, (name, rows) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
-        for title, row in rows.items():
-            axes.annotate(title, (row["messages"], row["merged"]), fontsize=7, xytext=(4, 4), textcoords="offset points")
-        sent = [row["messages"] for row in rows.values()]
-        axes.plot(sent, [row["merged"] for row in rows.values()], "o", label="merged")
-        axes.plot(sent, [row["local"] for row in rows.values()], "x", label="local models, mean")
-        axes.set(xscale="log", xlabel="models sent by all workers", title=name,
-                 ylabel="validation accuracy" if name == "digits" else "validation loss (nats per byte)")  # fmt: skip
-        axes.grid(alpha=0.3)
-        axes.legend()
+        places = range(len(rows), 0, -1)
+        local, merged = ([row[which] for row in rows.values()] for which in ("local", "merged"))
+        axes.hlines(places, local, merged, color="0.8")
+        axes.plot(local, places, "x", label="each worker's own, mean")
+        axes.plot(merged, places, "o", label="merged")
+        axes.set_yticks(places, [f"{title} ({row['messages']:,.0f} models sent)" for title, row in rows.items()])
+        axes.set(title=name, xlabel="validation accuracy" if name == "digits" else "validation loss (nats per byte)")
+        axes.grid(alpha=0.3, axis="x")
+        axes.legend(loc="lower left")
     figure.savefig(path, dpi=120)
 
 
