@@ -141,7 +141,7 @@ def test_what_is_mutated_is_valid(tmp_path, text):
     load_config(tmp_path / "run.yaml")
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(mutated_configs(), overrides)
 def test_a_mutated_config_is_usable_or_refused_in_readable_lines(tmp_path_factory, content, overrides):
     file = tmp_path_factory.getbasetemp() / "mutated.yaml"
