@@ -1,6 +1,5 @@
 """Local updates in real processes: one anchor for all, and a resumption that no bit can tell, in the middle of a round too."""
 
-import copy
 import itertools
 
 import torch
@@ -8,56 +7,15 @@ from torch import nn
 
 from disttrain.strategies import LocalSGDConfig
 from disttrain.strategies.attach import StrategyOptimizer, attach
-from disttrain.training.state import TrainingState
-from tests.parity import build_model, loss
+from tests.parity import loss
 from tests.strategies.local_updates.test_parity import COMPRESSED, METHODS
+from tests.strategies.trained import Trained, not_resumed_alike
 
 STEPS, STOP = 14, (6, 8)  # in mid-round or in a warm-up, and where a round of 4 closes: with an exchange under way, if it may be
 
 
-class Trained:
-    """A worker under a strategy, with AdamW inside."""
-
-    def __init__(self, world, config):
-        self.world, self.strategy = world, config.build()
-        self.module = build_model()
-        self.model = attach(self.module, self.strategy, world)
-        self.optimizer = StrategyOptimizer(torch.optim.AdamW(self.module.parameters(), lr=0.02), self.strategy)
-        self.state = TrainingState(self.module, self.optimizer, self.strategy, world.rank)
-
-    def train(self, first, last):
-        for step in range(first, last):
-            generator = torch.Generator().manual_seed(1000 * step + self.world.rank)
-            loss(self.model, torch.randn(8, 16, generator=generator), torch.randn(8, 4, generator=generator)).backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-
-    def everything(self):
-        """Live parameters, and the result."""
-        return self.strategy.x.clone(), self.strategy.finish().clone()
-
-
-def resumed_alike(world):
-    unequal = []
-    for name, config in (METHODS | COMPRESSED).items():
-        straight = Trained(world, config)
-        straight.train(0, STEPS)
-        expected = straight.everything()
-        for stop in STOP:
-            before = Trained(world, config)
-            before.train(0, stop)
-            saved = copy.deepcopy(before.state.capture({}, {}))
-            after = Trained(world, config)
-            after.state.restore(saved)
-            for each in (before, after):  # the one that was saved goes on undisturbed, too
-                each.train(stop, STEPS)
-                if not all(map(torch.equal, each.everything(), expected)):
-                    unequal.append((name, stop, "saved" if each is before else "resumed"))
-    return unequal
-
-
 def test_resuming_is_bitwise(workers):
-    assert workers(2, resumed_alike) == [[], []]
+    assert workers(2, not_resumed_alike, METHODS | COMPRESSED, STEPS, STOP) == [[], []]
 
 
 def anchors(world):

@@ -22,7 +22,7 @@ from disttrain.strategies import (
 from disttrain.strategies.local_updates import LocalUpdates, LocalUpdatesConfig, OuterStep
 from disttrain.worlds import StackedWorld
 from tests.parity import build_model, build_optimizer
-from tests.strategies.local_updates.test_processes import Trained
+from tests.strategies.trained import Trained
 
 PAIRS = {
     "local_sgd": LocalSGDConfig(period=4, group_size=2),
