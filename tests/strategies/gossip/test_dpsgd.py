@@ -85,6 +85,14 @@ def test_arguments_out_of_bounds():
         DPSGD("mix", topology=RingConfig())
 
 
+def test_a_worker_whose_parameters_are_not_finite_ends_it():
+    def explodes(worker, step, x):
+        return np.full_like(x, np.inf) if (worker, step) == (1, 3) else np.zeros_like(x)
+
+    with pytest.raises(RuntimeError, match="diverged: after 3 steps some worker's parameters are not finite any more"):
+        run(DPSGD(topology=RingConfig()), explodes, np.zeros(3), 4, 6)
+
+
 def test_one_worker_talks_to_nobody():
     gradient, x0 = quadratic(0, 1, 3), start(0, 3)
     strategy = DPSGD(topology=RandomMatchingConfig())
