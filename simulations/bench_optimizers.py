@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for the references, which are the tests'
 
-from disttrain.launch.cpu import avoid_broken_amx  # noqa: E402
+from disttrain.launch.cpu import avoid_broken_amx, round_alike_at_any_address  # noqa: E402
 from disttrain.models import PlmConfig  # noqa: E402
 from disttrain.optim import COSMOS, SOAP, Muon, build_param_groups  # noqa: E402
 from disttrain.optim.newton_schulz import newton_schulz_flops  # noqa: E402
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--ranks", type=int, nargs="*", default=[2, 4])
     options = parser.parse_args()
+    round_alike_at_any_address()
     avoid_broken_amx()
     alone(options)
     for ranks in options.ranks:

@@ -4,11 +4,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from disttrain.launch.cpu import avoid_broken_amx
+from disttrain.launch.cpu import avoid_broken_amx, round_alike_at_any_address
 
 settings.register_profile("disttrain", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("disttrain")
 torch.set_num_threads(1)
+round_alike_at_any_address()
 avoid_broken_amx()
 
 pytest_plugins = ["tests.kit", "tests.parity"]

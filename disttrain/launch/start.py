@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from disttrain.component import UserError
-from disttrain.launch.cpu import avoid_broken_amx, keep_freed_memory
+from disttrain.launch.cpu import avoid_broken_amx, keep_freed_memory, round_alike_at_any_address
 from disttrain.launch.rank_info import RankInfo
 from disttrain.worlds import TorchWorld
 
@@ -18,6 +18,7 @@ from disttrain.worlds import TorchWorld
 def start_cpu(threads: int | None, local_world_size: int) -> int:
     """Give torch ``threads`` CPU threads, by default this worker's share of the cores; returns their number."""
     keep_freed_memory()
+    round_alike_at_any_address()
     avoid_broken_amx()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads or max(1, cores // local_world_size))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from disttrain.cli import main
 from disttrain.component import UserError
@@ -153,11 +154,15 @@ def test_a_mistake_is_one_message_and_leaves_nothing(tmp_path, capsys, arguments
 
 def test_a_model_that_keeps_what_it_computed_is_simulated(tmp_path):
     options = ("--workers", "2", "model={name: import, target: tests.simulation.odd_models:Remembers}", "strategy.name=local")
-    shas = set()
-    for method in ("vmap", "forward", "loop"):
+    weights = []
+    for method in ("vmap", "loop", "forward"):
         assert simulate(digits_config(tmp_path), tmp_path / method, *options, "--gradients", method) == 0
-        shas.add(summary_of(tmp_path / method)["weights_sha256"])
-    assert len(shas) == 1
+        weights.append(load_file(tmp_path / method / "model.safetensors"))
+    for name, vmap, loop, forward in ((name, *(each[name] for each in weights)) for name in weights[0]):
+        assert torch.equal(vmap, loop), name
+        torch.testing.assert_close(
+            forward, loop
+        )  # backward's product is another one's transpose, which AMD's CPUs round otherwise
 
 
 def test_a_diverging_worker_ends_the_run_by_its_number(tmp_path, capsys):
