@@ -71,13 +71,16 @@ CO2_DEFAULT = CO2[2]
 """The library's default settings."""
 CO2_PLAIN = Entry("CO2 β=0, no penalty", co2(0.0, "none"))
 CO2_STABLE = Entry("CO2 β=0.5, stable penalty", co2(0.5, "stable"))
-CO2_WARM = Entry("CO2 β=0.2, gap penalty, 10 rounds waited for", co2(0.2, "gap", "warmup_rounds=10"))
+CO2_WARM, CO2_WARM_PLAIN = (
+    Entry(f"CO2 β={momentum:g}, gap penalty, 10 rounds waited for", co2(momentum, "gap", "warmup_rounds=10"))
+    for momentum in (0.2, 0.0)
+)
 KEPT = Entry("kept fresh delta, β=0.4", Method("guessing", ("outer_momentum=0.4",)))
 PREDICTED = Entry("pull to the predicted mean", predicted(0.65, 0.7, 1.0))
 CLASSIFIED = (
     DDP, LOCAL_SGD, SLOWMO, *OTHERS, EAGER, COCOD, OVERLAP, CO2_PLAIN, *CO2, CO2_STABLE, KEPT, PREDICTED,
 )  # fmt: skip
-DECISIVE = (DDP, LOCAL_SGD, PREDICTED, COCOD, CO2_DEFAULT, CO2[0], CO2_WARM)
+DECISIVE = (DDP, LOCAL_SGD, CO2_WARM_PLAIN, CO2_DEFAULT, CO2[0], PREDICTED, COCOD, CO2_WARM)
 """On the PLM with all seeds."""
 INDICATIVE = (SLOWMO, OVERLAP, EAGER, KEPT, CO2[4], CO2[6], *OTHERS)
 """On the PLM with seed 0."""
