@@ -1,7 +1,8 @@
 """Every worker's gradient of its own loss on its own batch: at once where torch can, one by one where it cannot.
 
 ``vmap``     ``vmap(grad(loss))``: one call for a chunk of workers; fastest for small dense layers
-``forward``  vmapped losses, then ordinary backward of their sum: faster for convolutions
+``forward``  vmapped losses, then ordinary backward of their sum: faster for convolutions; a weight's gradient is then the
+             transpose of the product that a process makes, which not all CPUs sum in the same order
 ``loop``     worker by worker, on modules whose parameters are rows: what a process would do; for whatever vmap refuses
 
 No worker's result depends on which others share its chunk, nor on how many there are.

@@ -60,7 +60,7 @@ def test_methods_agree_with_plain_torch(config, method):
     expected_losses, expected = one_by_one(replicas, inputs, targets)
     assert torch.allclose(losses, expected_losses, atol=1e-6)
     assert torch.allclose(gradients, expected, atol=1e-6)
-    if method == "loop" or config == MlpConfig():
+    if method == "loop" or (method == "vmap" and config == MlpConfig()):
         assert torch.equal(gradients, expected), "bitwise"
 
 
