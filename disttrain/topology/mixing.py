@@ -123,6 +123,11 @@ class Mixing(MixingRound):
         return W
 
 
+def damped(mixing: Mixing, rate: float) -> Mixing:
+    """The round that goes only so far, in (0, 1], of the way: I − rate (I − W)."""
+    return mixing if rate == 1 else Mixing(mixing.senders, mixing.weights * rate)
+
+
 def restrict(mixing: Mixing, alive: Tensor) -> Mixing:
     """What is left of a round when some workers are gone: links with a dead end are cut, for both ends.
 

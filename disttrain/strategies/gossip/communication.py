@@ -23,6 +23,11 @@ class CommunicationConfig(ComponentConfig):
         """Whether everybody talks to everybody after local step ``step``, whatever the topology is."""
         return False
 
+    @property
+    def may_reach_all(self) -> bool:
+        """Whether there are steps after which everybody talks to everybody."""
+        return False
+
     def rate(self, step: int) -> float:
         """The probability in [0, 1] that a pair exchanges after local step ``step``."""
         raise NotImplementedError(f"{type(self).__name__} must define rate()")
@@ -86,6 +91,11 @@ class WindowConfig(CommunicationConfig):
     def reaches_all(self, step: int) -> bool:
         """Inside, if that is wanted."""
         return self.everybody and self._is_open(step)
+
+    @property
+    def may_reach_all(self) -> bool:
+        """Inside, if that is wanted."""
+        return self.everybody
 
     def rate(self, step: int) -> float:
         """1 inside."""

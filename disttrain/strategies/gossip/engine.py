@@ -93,8 +93,15 @@ class Gossip(AgreesLate):
 
     def land(self, flight: InFlight) -> Tensor:
         """What mixing adds to the vectors that were exchanged, ``[L, c·d]``."""
-        flow: Tensor
-        flow, self._peer_distance = flight.take()
+        return self.landed(*flight.take())
+
+    def landed(self, flow: Tensor, distance: Tensor) -> Tensor:
+        """The flow ``[L, c·d]``, after a look at the distances ``[L, 1]`` that came with it.
+
+        Raises:
+            RuntimeError: if some worker's parameters are not finite.
+        """
+        self._peer_distance = torch.where(distance < 0, self._peer_distance, distance)
         if not self._peer_distance.isfinite().all():
             raise RuntimeError(f"diverged: after {self.steps} steps some worker's parameters are not finite any more")
         return flow
@@ -105,7 +112,7 @@ class Gossip(AgreesLate):
         return self.land(self.start(mixing, x))
 
     def _flows(self, x: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
-        """On the lane: the flows, and each worker's mean squared distance to its peers ``[L, 1]``."""
+        """On the lane: the flows, and each worker's mean squared distance to its peers ``[L, 1]``; −1 where it has none."""
         heard = self.lane.exchange(x, mixing)
         weights = mixing.weights[self.world.positions].to(x)
         flow, distance = torch.zeros_like(x), x.new_zeros(len(x), 1)
@@ -115,7 +122,7 @@ class Gossip(AgreesLate):
             distance += difference[:, : self.layout.d].square().sum(-1, keepdim=True)
             flow += difference.mul_(weights[:, place : place + 1])
         peers = (weights != 0).sum(-1, keepdim=True)
-        return flow, torch.where(peers > 0, distance / peers.clamp(min=1), self._peer_distance)
+        return flow, torch.where(peers > 0, distance / peers.clamp(min=1), -1.0)
 
     def finish(self) -> Tensor:
         """The mean of all workers' parameters, or worker 0's own."""

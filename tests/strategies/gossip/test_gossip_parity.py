@@ -26,6 +26,15 @@ STRATEGIES = {
     "quasi-global momentum": QuasiGlobalMomentumConfig(period=2, merge=False),
     "noloco": NoLoCoConfig(period=3, merge=False),
     "gradient tracking": GradientTrackingConfig(topology=RingConfig(), merge=False),
+    "a round late": DPSGDConfig(topology=RingConfig(), delay=1, mixing_rate=0.7, merge=False),
+    "matchings, three rounds late": DPSGDConfig(
+        topology=RandomMatchingConfig(),
+        communication=SometimesConfig(probability=0.7),
+        delay=3,
+        mixing_rate=0.4,
+        period=2,
+        merge=False,
+    ),
     "complete": DPSGDConfig(topology=CompleteConfig(), merge=False),
     "matchings, now and then": DPSGDConfig(
         topology=RandomMatchingConfig(), communication=SometimesConfig(probability=0.5), period=3, merge=False
