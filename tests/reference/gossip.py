@@ -74,3 +74,32 @@ def gradient_tracking(x0, matrices, gradients, lr):
         x, y = matrices[step] @ (x - lr * y), matrices[step] @ y
         trace.append(x)
     return np.array(trace), np.array(estimates)
+
+
+def triggered(x0, matrices, updates, threshold, relative):
+    """D-PSGD, adapting first, of pairs that find themselves far apart; ``matrices [steps, n, n]`` is what they might mix.
+
+    Returns:
+        parameters ``[steps, n, d]`` and who spoke ``[steps, n]``.
+    """
+    n = len(matrices[0])
+    x, trace, spoke = np.repeat(x0[None], n, axis=0), [], []
+    reference, residual = x.copy(), np.zeros(n)
+    for step, W in enumerate(matrices, 1):
+        x = x - updates(step, x)
+        estimate = residual + (n - 1) / n * np.square(x - reference).sum(1)
+        if relative:
+            estimate = estimate / np.square(x).sum(1)
+        mixed, said = x.copy(), np.zeros(n, bool)
+        for i in range(n):
+            peers = [j for j in range(n) if j != i and W[i, j] and (estimate[i] + estimate[j]) / 2 >= threshold**2]
+            if peers:
+                mixed[i] = x[i] + sum(W[i, j] * (x[j] - x[i]) for j in peers)
+                distance = np.mean([np.square(x[j] - x[i]).sum() for j in peers])
+                squares = sum(W[i, j] ** 2 for j in peers) + (1 - sum(W[i, j] for j in peers)) ** 2
+                residual[i] = distance * max(0.0, n * squares - 1) / (2 * n)
+                reference[i], said[i] = mixed[i], True
+        x = mixed
+        trace.append(x)
+        spoke.append(said)
+    return np.array(trace), np.array(spoke)

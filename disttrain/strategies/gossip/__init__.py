@@ -4,6 +4,7 @@ from disttrain.strategies.gossip.communication import (
     AlwaysConfig,
     CommunicationConfig,
     SometimesConfig,
+    TriggeredConfig,
     WindowConfig,
     communications,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "QuasiGlobalMomentum",
     "QuasiGlobalMomentumConfig",
     "SometimesConfig",
+    "TriggeredConfig",
     "WindowConfig",
     "communications",
 ]

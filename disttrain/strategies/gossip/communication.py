@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 
 from disttrain import random
 from disttrain.component import ComponentConfig, Registry
-from disttrain.topology import Mixing
+from disttrain.strategies.gossip.trigger import Trigger
+from disttrain.topology import Mixing, Topology
 
 
 class CommunicationConfig(ComponentConfig):
@@ -32,8 +33,15 @@ class CommunicationConfig(ComponentConfig):
         """The probability in [0, 1] that a pair exchanges after local step ``step``."""
         raise NotImplementedError(f"{type(self).__name__} must define rate()")
 
+    def trigger(self) -> Trigger | None:
+        """What lets pairs decide by themselves in each round; None: the schedule decides for them."""
+        return None
+
     def check_steps(self, steps: int) -> None:
         """Raise ValueError if a run of so many steps makes no sense."""
+
+    def check_topology(self, topology: Topology) -> None:
+        """Raise ValueError if workers of this topology cannot talk so."""
 
 
 communications: Registry[CommunicationConfig] = Registry("strategy.communication", default="always")
@@ -103,6 +111,33 @@ class WindowConfig(CommunicationConfig):
 
     def _is_open(self, step: int) -> bool:
         return self.start <= step and (self.stop is None or step < self.stop)
+
+
+@communications.register
+class TriggeredConfig(CommunicationConfig):
+    """In rounds in which a pair finds that workers have gone far apart; to find that out costs 8 bytes a peer in every round."""
+
+    name: Literal["triggered"] = "triggered"
+    threshold: float = Field(0.01, gt=0)
+    """The consensus distance, √(mean of ‖x_i − x̄‖²), from which a pair exchanges models."""
+    relative: bool = True
+    """Whether the threshold is a share of ‖x‖, the length of a worker's parameters; else it is in their unit."""
+
+    def rate(self, step: int) -> float:
+        """1: the rest is decided in the round."""
+        return 1.0
+
+    def trigger(self) -> Trigger:
+        """By the threshold."""
+        return Trigger(self.threshold, self.relative)
+
+    def check_topology(self, topology: Topology) -> None:
+        """Both ends must hear each other to decide alike."""
+        if not topology.symmetric:
+            raise ValueError(
+                f"communication.name=triggered lets both ends of a pair decide, and {topology.name} is one-way: take base_graph, "
+                "random_matching or ring, or communication.name=sometimes"
+            )
 
 
 def spoken(mixing: Mixing, rate: float, seed: int, number: int, symmetric: bool) -> Mixing:

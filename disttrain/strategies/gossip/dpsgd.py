@@ -19,10 +19,10 @@ Which weights are stable then is in `delay.py`.
 
 from __future__ import annotations
 
-from typing import Literal, Self, Unpack, get_args
+from typing import Literal, Unpack, get_args
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from disttrain.parameters import Layout
@@ -49,6 +49,8 @@ class DPSGD(Gossip):
         ValueError: if these do not fit together; in :meth:`begin`, if the delay is too long for this topology.
     """
 
+    adds_flows = True
+
     def __init__(
         self, order: Order = "combine_while_adapt", delay: int = 0, mixing_rate: float = 1.0, **settings: Unpack[Settings]
     ) -> None:
@@ -59,6 +61,10 @@ class DPSGD(Gossip):
             raise ValueError(f"delay must be at least 0 and mixing_rate in (0, 1], got {delay} and {mixing_rate}")
         if delay and order == "adapt_then_combine":
             raise ValueError(f"order=adapt_then_combine waits for every exchange, so delay must be 0, got {delay}")
+        if delay and self.trigger is not None:
+            raise ValueError(
+                f"communication.name=triggered decides by what the last exchange has measured, so delay must be 0, got {delay}"
+            )
         self.order, self.delay, self.mixing_rate = order, delay, mixing_rate
 
     def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
@@ -151,11 +157,6 @@ class DPSGDConfig(GossipConfig):
     """D: rounds that an exchange may take beyond the computation of one step; each costs memory for one more model."""
     mixing_rate: float = Field(1.0, gt=0, le=1)
     """γ: how much of the way to the topology's mixing workers go; the longer the delay, the less is stable."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        self.build()  # which refuses what does not
-        return self
 
     def check_world(self, world_size: int) -> None:
         """The delay must not be too long for this topology, either."""

@@ -9,16 +9,17 @@ same two vectors, so the sum over all workers is kept, up to rounding, even wher
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, Self, TypedDict
 
 import torch
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor
 
 from disttrain.parameters import Layout
 from disttrain.strategies.agreeing import AgreesLate
 from disttrain.strategies.base import StrategyConfig
 from disttrain.strategies.gossip.communication import AlwaysConfig, CommunicationConfig, communications, spoken
+from disttrain.strategies.gossip.trigger import Known, Trigger, squared_length
 from disttrain.topology import BaseGraphConfig, Mixing, Topology, TopologyConfig, complete, topologies
 from disttrain.worlds.in_flight import InFlight
 from disttrain.worlds.traffic import all_reduce_wire_bytes
@@ -47,17 +48,26 @@ class Gossip(AgreesLate):
         ValueError: unless the period is positive; in :meth:`begin`, if the topology does not allow so many workers.
     """
 
+    adds_flows = False
+    """Whether workers go where mixing takes the parameters that were exchanged: a trigger reckons with it."""
+
     def __init__(
         self, topology: TopologyConfig, communication: CommunicationConfig | None = None, period: int = 1, merge: bool = True
     ) -> None:
         if period < 1:
             raise ValueError(f"period must be at least 1, got {period}")
         self._topology, self.communication, self.period, self.merge = topology, communication or AlwaysConfig(), period, merge
+        self.trigger = self.communication.trigger()
+        if self.trigger is not None and not self.adds_flows:
+            raise ValueError("communication.name=triggered is for strategies in which workers go where mixing takes them")
 
     def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
         """Build the topology for so many workers."""
         super().begin(x, layout, world, seed)
         self.topology = self._topology.build(world.size, seed)
+        self.communication.check_topology(self.topology)
+        if self.trigger is not None:
+            self.trigger.begin(x)
         self._degree = self.topology.degree
         self.lane = world.lane("gossip")
         self._steps = torch.zeros(1, 1, dtype=torch.int64)
@@ -84,16 +94,22 @@ class Gossip(AgreesLate):
         return mixing if mixing is not None and mixing.degree else None
 
     def count(self, mixing: Mixing) -> None:
-        """Count the round's messages."""
-        self._sent_by_all += len(mixing.links.receivers)
+        """Count the round's messages, if it is known that they are sent."""
+        if self.trigger is None:
+            self._sent_by_all += len(mixing.links.receivers)
 
     def start(self, mixing: Mixing, x: Tensor) -> InFlight:
         """Exchange vectors ``x [L, c·d]``, of which the first d entries are parameters; lent until :meth:`land`."""
-        return self.lane.start(self._flows, x, mixing)
+        if self.trigger is None:
+            return self.lane.start(self._flows, x, mixing)
+        return self.lane.start(self._flows_called_for, x, mixing, self.trigger, self.trigger.known)
 
     def land(self, flight: InFlight) -> Tensor:
         """What mixing adds to the vectors that were exchanged, ``[L, c·d]``."""
-        return self.landed(*flight.take())
+        flow, distance, *measured = flight.take()
+        if self.trigger is not None:
+            self.trigger.land(distance >= 0, *measured)
+        return self.landed(flow, distance)
 
     def landed(self, flow: Tensor, distance: Tensor) -> Tensor:
         """The flow ``[L, c·d]``, after a look at the distances ``[L, 1]`` that came with it.
@@ -114,12 +130,25 @@ class Gossip(AgreesLate):
     def _flows(self, x: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
         """On the lane: the flows, and each worker's mean squared distance to its peers ``[L, 1]``; −1 where it has none."""
         heard = self.lane.exchange(x, mixing)
-        weights = mixing.weights[self.world.positions].to(x)
+        return self._flows_of(x, heard, mixing.weights[self.world.positions])
+
+    def _flows_called_for(self, x: Tensor, mixing: Mixing, trigger: Trigger, known: Known) -> tuple[Any, ...]:
+        """The same, of pairs that find themselves far apart; what is known then, and what was estimated ``[L, 1]``."""
+        own = x[:, : self.layout.d]
+        estimate = trigger.estimate(own, known, mixing.size)
+        heard, weights = trigger.exchange(self.lane, x, mixing, estimate)
+        flow, distance = self._flows_of(x, heard, weights)
+        known = trigger.measured(own + flow[:, : self.layout.d], distance, weights, known, mixing.size)
+        return flow, distance, known, estimate
+
+    def _flows_of(self, x: Tensor, heard: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Of vectors ``heard [L, k, b]``, which count by ``weights [L, k]``."""
+        weights = weights.to(x)
         flow, distance = torch.zeros_like(x), x.new_zeros(len(x), 1)
         for place in range(heard.shape[1]):
             # One rounding per operation: kernels that fuse them round differently at the end of a row.
             difference = heard[:, place] - x
-            distance += difference[:, : self.layout.d].square().sum(-1, keepdim=True)
+            distance += squared_length(difference[:, : self.layout.d]).to(x)
             flow += difference.mul_(weights[:, place : place + 1])
         peers = (weights != 0).sum(-1, keepdim=True)
         return flow, torch.where(peers > 0, distance / peers.clamp(min=1), -1.0)
@@ -130,8 +159,9 @@ class Gossip(AgreesLate):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Worker 0's mean squared distance to the peers that it heard last; how many models all workers have sent."""
-        return {"peer_distance": float(self._peer_distance[0]), "sent_by_all": float(self._sent_by_all)}
+        """Worker 0's mean squared distance to the peers that it heard last; how many models all workers have sent, if known."""
+        sent = {"sent_by_all": float(self._sent_by_all)} if self.trigger is None else self.trigger.metrics
+        return {"peer_distance": float(self._peer_distance[0])} | sent
 
     @property
     def shared(self) -> dict[str, Tensor]:
@@ -140,8 +170,8 @@ class Gossip(AgreesLate):
 
     @property
     def local(self) -> dict[str, Tensor]:
-        """How far each worker was from its peers."""
-        return {"peer_distance": self._peer_distance}
+        """How far each worker was from its peers, and what its trigger knows."""
+        return {"peer_distance": self._peer_distance} | ({} if self.trigger is None else self.trigger.local)
 
     @property
     def vectors_sent(self) -> int:
@@ -150,8 +180,8 @@ class Gossip(AgreesLate):
 
     @property
     def temporary_copies(self) -> float:
-        """What was heard, a difference, and the flow."""
-        return self.vectors_sent * (self._degree + 2.0)
+        """What was heard, a difference, and the flow; for a trigger, where that leads."""
+        return self.vectors_sent * (self._degree + 2.0) + (0.0 if self.trigger is None else 1.0)
 
     @property
     def description(self) -> str:
@@ -184,9 +214,15 @@ class GossipConfig(StrategyConfig):
         """Arguments that all have."""
         return {"topology": self.topology, "communication": self.communication, "period": self.period, "merge": self.merge}
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.build()  # which refuses what does not
+        return self
+
     def check_world(self, world_size: int) -> None:
-        """The topology must allow so many workers."""
+        """The topology must allow so many workers, and suit how they talk."""
         self.topology.check_world(world_size)
+        self.communication.check_topology(self.topology.build(world_size))
 
     def check_steps(self, steps: int) -> None:
         """Somebody must talk."""

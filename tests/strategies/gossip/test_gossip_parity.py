@@ -6,6 +6,7 @@ from disttrain.strategies.gossip import (
     NoLoCoConfig,
     QuasiGlobalMomentumConfig,
     SometimesConfig,
+    TriggeredConfig,
 )
 from disttrain.topology import (
     BaseGraphConfig,
@@ -34,6 +35,10 @@ STRATEGIES = {
         mixing_rate=0.4,
         period=2,
         merge=False,
+    ),
+    "triggered": DPSGDConfig(topology=RingConfig(), communication=TriggeredConfig(threshold=0.05), merge=False),
+    "triggered, waited for": QuasiGlobalMomentumConfig(
+        topology=RandomMatchingConfig(), communication=TriggeredConfig(threshold=0.3, relative=False), period=2, merge=False
     ),
     "complete": DPSGDConfig(topology=CompleteConfig(), merge=False),
     "matchings, now and then": DPSGDConfig(
