@@ -2,6 +2,7 @@
 
 from disttrain.strategies.gossip.communication import (
     AlwaysConfig,
+    BudgetConfig,
     CommunicationConfig,
     SometimesConfig,
     TriggeredConfig,
@@ -17,6 +18,7 @@ from disttrain.strategies.gossip.tracking import GradientTracking, GradientTrack
 __all__ = [
     "DPSGD",
     "AlwaysConfig",
+    "BudgetConfig",
     "CommunicationConfig",
     "DPSGDConfig",
     "Gossip",

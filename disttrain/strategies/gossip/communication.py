@@ -6,15 +6,29 @@ in training are worth more than early ones, and that few are enough to keep mode
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
 
 from disttrain import random
 from disttrain.component import ComponentConfig, Registry
+from disttrain.quantities import Size
 from disttrain.strategies.gossip.trigger import Trigger
 from disttrain.topology import Mixing, Topology
+
+
+class Costs(NamedTuple):
+    """What a schedule may need to know of a run."""
+
+    steps: int | None
+    """Of the whole run; None: nobody has said."""
+    period: int
+    """Local steps in a round."""
+    round_bytes: int
+    """What a worker sends in a round in which all talk."""
+    merge_bytes: int
+    """What it sends for the merge at the end."""
 
 
 class CommunicationConfig(ComponentConfig):
@@ -36,6 +50,19 @@ class CommunicationConfig(ComponentConfig):
     def trigger(self) -> Trigger | None:
         """What lets pairs decide by themselves in each round; None: the schedule decides for them."""
         return None
+
+    def fitted(self, costs: Costs) -> CommunicationConfig:
+        """The schedule of such a run.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        return self
+
+    @property
+    def description(self) -> str:
+        """What was decided, if the name does not say it."""
+        return ""
 
     def check_steps(self, steps: int) -> None:
         """Raise ValueError if a run of so many steps makes no sense."""
@@ -138,6 +165,60 @@ class TriggeredConfig(CommunicationConfig):
                 f"communication.name=triggered lets both ends of a pair decide, and {topology.name} is one-way: take base_graph, "
                 "random_matching or ring, or communication.name=sometimes"
             )
+
+
+Spend = Literal["even", "early", "late"]
+
+
+@communications.register
+class BudgetConfig(CommunicationConfig):
+    """In as many rounds as a number of bytes pays for, which a worker may send in the whole run."""
+
+    name: Literal["budget"] = "budget"
+    bytes: Size
+    """What a worker may send for models, the merge at the end included."""
+    spend: Spend = "even"
+    """Which rounds: even: spread over the run; early: the first ones; late: the last ones."""
+
+    def fitted(self, costs: Costs) -> Affordable:
+        """As many rounds as the budget allows after the merge."""
+        if costs.steps is None:
+            raise ValueError("communication.name=budget needs the number of steps: set the strategy's total_steps before begin()")
+        rounds = costs.steps // costs.period
+        if not costs.round_bytes:  # a single worker
+            return Affordable(rounds=rounds, of=rounds, period=costs.period, spend=self.spend)
+        affordable = (self.bytes - costs.merge_bytes) // costs.round_bytes
+        if affordable < 1:
+            merge = f", and for the merge at the end {costs.merge_bytes:,} (none with merge=false)" if costs.merge_bytes else ""
+            raise ValueError(
+                f"strategy.communication.bytes={self.bytes:,} does not pay for a single round: a worker sends "
+                f"{costs.round_bytes:,} bytes for one{merge}; give at least {costs.round_bytes + costs.merge_bytes:,}"
+            )
+        return Affordable(rounds=min(affordable, rounds), of=rounds, period=costs.period, spend=self.spend)
+
+
+class Affordable(CommunicationConfig):
+    """What comes of a budget: some rounds of all, always the same number."""
+
+    name: Literal["affordable"] = "affordable"
+    rounds: int
+    of: int
+    period: int
+    spend: Spend
+
+    def rate(self, step: int) -> float:
+        """1 in the rounds that are paid for."""
+        number = step // self.period  # from 1 to ``of``
+        if self.spend == "early":
+            return float(number <= self.rounds)
+        if self.spend == "late":
+            return float(number > self.of - self.rounds)
+        return float(number * self.rounds // self.of > (number - 1) * self.rounds // self.of)
+
+    @property
+    def description(self) -> str:
+        """How many rounds there are."""
+        return f"; in {self.rounds:,} of {self.of:,} rounds"
 
 
 def spoken(mixing: Mixing, rate: float, seed: int, number: int, symmetric: bool) -> Mixing:

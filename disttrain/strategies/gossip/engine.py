@@ -18,7 +18,7 @@ from torch import Tensor
 from disttrain.parameters import Layout
 from disttrain.strategies.agreeing import AgreesLate
 from disttrain.strategies.base import StrategyConfig
-from disttrain.strategies.gossip.communication import AlwaysConfig, CommunicationConfig, communications, spoken
+from disttrain.strategies.gossip.communication import AlwaysConfig, CommunicationConfig, Costs, communications, spoken
 from disttrain.strategies.gossip.trigger import Known, Trigger, squared_length
 from disttrain.topology import BaseGraphConfig, Mixing, Topology, TopologyConfig, complete, topologies
 from disttrain.worlds.in_flight import InFlight
@@ -69,6 +69,7 @@ class Gossip(AgreesLate):
         if self.trigger is not None:
             self.trigger.begin(x)
         self._degree = self.topology.degree
+        self._schedule = self.communication.fitted(self._costs)
         self.lane = world.lane("gossip")
         self._steps = torch.zeros(1, 1, dtype=torch.int64)
         self._peer_distance = x.new_zeros(len(x), 1)
@@ -88,8 +89,8 @@ class Gossip(AgreesLate):
         number, rest = divmod(self.steps, self.period)
         if rest or not number or self.world.size == 1:
             return None
-        rate = self.communication.rate(self.steps)
-        topology = self._everybody if self.communication.reaches_all(self.steps) else self.topology
+        rate = self._schedule.rate(self.steps)
+        topology = self._everybody if self._schedule.reaches_all(self.steps) else self.topology
         mixing = spoken(topology.round(number - 1), rate, self.seed, number, topology.symmetric) if rate > 0 else None
         return mixing if mixing is not None and mixing.degree else None
 
@@ -179,6 +180,12 @@ class Gossip(AgreesLate):
         return 1
 
     @property
+    def _costs(self) -> Costs:
+        model = self.x[0].numel() * self.x.element_size()
+        merge = all_reduce_wire_bytes(model, self.world.size) if self.merge else 0
+        return Costs(self.total_steps, self.period, model * self.vectors_sent * self.topology.most_receivers, merge)
+
+    @property
     def temporary_copies(self) -> float:
         """What was heard, a difference, and the flow; for a trigger, where that leads."""
         return self.vectors_sent * (self._degree + 2.0) + (0.0 if self.trigger is None else 1.0)
@@ -193,7 +200,7 @@ class Gossip(AgreesLate):
         )
         every = "step" if self.period == 1 else f"{self.period} steps"
         share = f", {100 * sent / ddp:.3g}% of DDP's" if ddp else ""
-        end = "; merged at the end" if self.merge else ""
+        end = f"{self._schedule.description}; merged at the end" if self.merge else self._schedule.description
         return f"{self.topology.name}, after every {every} {sent:,} bytes per worker at most{share}{end}"
 
 

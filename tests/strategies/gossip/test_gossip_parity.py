@@ -1,6 +1,8 @@
 """Gossip over rows and over processes is the same bits, and goes on after an interruption as if there had been none."""
 
 from disttrain.strategies.gossip import (
+    DPSGD,
+    BudgetConfig,
     DPSGDConfig,
     GradientTrackingConfig,
     NoLoCoConfig,
@@ -18,6 +20,17 @@ from disttrain.topology import (
 )
 from tests.strategies.trained import not_resumed_alike
 
+
+class Budgeted(DPSGDConfig):
+    """As a run's config builds it."""
+
+    def build(self) -> DPSGD:
+        strategy = super().build()
+        strategy.total_steps = STEPS
+        return strategy
+
+
+STEPS = 12
 STRATEGIES = {
     "ring": DPSGDConfig(topology=RingConfig(), merge=False),
     "ring, waited for": DPSGDConfig(topology=RingConfig(), order="adapt_then_combine", merge=False),
@@ -40,12 +53,14 @@ STRATEGIES = {
     "triggered, waited for": QuasiGlobalMomentumConfig(
         topology=RandomMatchingConfig(), communication=TriggeredConfig(threshold=0.3, relative=False), period=2, merge=False
     ),
+    "a late budget": Budgeted(
+        topology=RingConfig(), communication=BudgetConfig(bytes=300_000, spend="late"), delay=1, mixing_rate=0.5, merge=False
+    ),
     "complete": DPSGDConfig(topology=CompleteConfig(), merge=False),
     "matchings, now and then": DPSGDConfig(
         topology=RandomMatchingConfig(), communication=SometimesConfig(probability=0.5), period=3, merge=False
     ),
 }
-STEPS = 12
 
 
 def test_every_topology(parity):
