@@ -19,19 +19,22 @@ Which weights are stable then is in `delay.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Unpack, get_args
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from disttrain.compression.reduce import Dense
 from disttrain.parameters import Layout
 from disttrain.strategies.base import strategies
 from disttrain.strategies.gossip.delay import LateFlows, check_delay
 from disttrain.strategies.gossip.engine import Gossip, GossipConfig, Settings
 from disttrain.topology import Mixing, damped
+from disttrain.worlds.groups import check_division
 from disttrain.worlds.in_flight import InFlight
-from disttrain.worlds.world import World
+from disttrain.worlds.world import Lane, World
 
 Order = Literal["combine_while_adapt", "adapt_then_combine"]
 
@@ -43,6 +46,7 @@ class DPSGD(Gossip):
         order: ``combine_while_adapt`` or ``adapt_then_combine``.
         delay: D: rounds that an exchange may take beyond the computation of one step.
         mixing_rate: γ: how much of the way to the topology's mixing workers go, W_γ = I − γ (I − W).
+        group_size: workers of a site: they average gradients in every step, and the topology is of sites.
         settings: of :class:`Gossip`.
 
     Raises:
@@ -52,7 +56,12 @@ class DPSGD(Gossip):
     adds_flows = True
 
     def __init__(
-        self, order: Order = "combine_while_adapt", delay: int = 0, mixing_rate: float = 1.0, **settings: Unpack[Settings]
+        self,
+        order: Order = "combine_while_adapt",
+        delay: int = 0,
+        mixing_rate: float = 1.0,
+        group_size: int = 1,
+        **settings: Unpack[Settings],
     ) -> None:
         super().__init__(**settings)
         if order not in get_args(Order):
@@ -65,6 +74,9 @@ class DPSGD(Gossip):
             raise ValueError(
                 f"communication.name=triggered decides by what the last exchange has measured, so delay must be 0, got {delay}"
             )
+        if group_size < 1:
+            raise ValueError(f"group_size must be at least 1, got {group_size}")
+        self.group_size, self.reducer = group_size, Dense() if group_size > 1 else None
         self.order, self.delay, self.mixing_rate = order, delay, mixing_rate
 
     def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
@@ -130,6 +142,11 @@ class DPSGD(Gossip):
             self.x += self.landed(*arrived)
 
     @property
+    def gradient_lanes(self) -> Sequence[Lane]:
+        """Those inside groups."""
+        return () if self.groups is None else self.groups.steps
+
+    @property
     def shared(self) -> dict[str, Tensor]:
         """Which exchanges are under way, too."""
         return super().shared | ({"under_way": self._under_way} if self._late is None else self._late.shared)
@@ -157,11 +174,16 @@ class DPSGDConfig(GossipConfig):
     """D: rounds that an exchange may take beyond the computation of one step; each costs memory for one more model."""
     mixing_rate: float = Field(1.0, gt=0, le=1)
     """γ: how much of the way to the topology's mixing workers go; the longer the delay, the less is stable."""
+    group_size: int = Field(1, ge=1)
+    """Workers of a site: consecutive ranks that average gradients in every step, as under ddp, while the topology is of sites,
+    whose members exchange a part of the parameters each; 1: every worker is alone."""
 
     def check_world(self, world_size: int) -> None:
         """The delay must not be too long for this topology, either."""
-        super().check_world(world_size)
-        check_delay(self.topology.build(world_size), self.delay, self.mixing_rate, self.communication.may_reach_all)
+        check_division(world_size, self.group_size)
+        sites = world_size // self.group_size
+        super().check_world(sites)
+        check_delay(self.topology.build(sites), self.delay, self.mixing_rate, self.communication.may_reach_all)
 
     def check_steps(self, steps: int) -> None:
         """What is late must come before the end."""
@@ -175,4 +197,4 @@ class DPSGDConfig(GossipConfig):
 
     def build(self) -> DPSGD:
         """The strategy itself."""
-        return DPSGD(self.order, self.delay, self.mixing_rate, **self.settings)
+        return DPSGD(self.order, self.delay, self.mixing_rate, self.group_size, **self.settings)

@@ -20,7 +20,8 @@ from disttrain.strategies.agreeing import AgreesLate
 from disttrain.strategies.base import StrategyConfig
 from disttrain.strategies.gossip.communication import AlwaysConfig, CommunicationConfig, Costs, communications, spoken
 from disttrain.strategies.gossip.trigger import Known, Trigger, squared_length
-from disttrain.topology import BaseGraphConfig, Mixing, Topology, TopologyConfig, complete, topologies
+from disttrain.topology import BaseGraphConfig, Mixing, Topology, TopologyConfig, complete, in_sites, topologies
+from disttrain.worlds.groups import Groups
 from disttrain.worlds.in_flight import InFlight
 from disttrain.worlds.traffic import all_reduce_wire_bytes
 from disttrain.worlds.world import World
@@ -64,7 +65,8 @@ class Gossip(AgreesLate):
     def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
         """Build the topology for so many workers."""
         super().begin(x, layout, world, seed)
-        self.topology = self._topology.build(world.size, seed)
+        self.groups = Groups(world, self.group_size) if self.group_size > 1 else None
+        self.topology = self._topology.build(world.size // self.group_size, seed)
         self.communication.check_topology(self.topology)
         if self.trigger is not None:
             self.trigger.begin(x)
@@ -82,12 +84,12 @@ class Gossip(AgreesLate):
 
     @cached_property
     def _everybody(self) -> Topology:
-        return complete(self.world.size)
+        return complete(self.topology.size)
 
     def round_due(self) -> Mixing | None:
         """What is to be exchanged now that ``steps`` local steps are done; None if nobody says anything."""
         number, rest = divmod(self.steps, self.period)
-        if rest or not number or self.world.size == 1:
+        if rest or not number or self.topology.size == 1:
             return None
         rate = self._schedule.rate(self.steps)
         topology = self._everybody if self._schedule.reaches_all(self.steps) else self.topology
@@ -101,6 +103,7 @@ class Gossip(AgreesLate):
 
     def start(self, mixing: Mixing, x: Tensor) -> InFlight:
         """Exchange vectors ``x [L, c·d]``, of which the first d entries are parameters; lent until :meth:`land`."""
+        mixing = in_sites(mixing, self.group_size) if self.group_size > 1 else mixing
         if self.trigger is None:
             return self.lane.start(self._flows, x, mixing)
         return self.lane.start(self._flows_called_for, x, mixing, self.trigger, self.trigger.known)
@@ -130,20 +133,22 @@ class Gossip(AgreesLate):
 
     def _flows(self, x: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
         """On the lane: the flows, and each worker's mean squared distance to its peers ``[L, 1]``; −1 where it has none."""
-        heard = self.lane.exchange(x, mixing)
-        return self._flows_of(x, heard, mixing.weights[self.world.positions])
+        part = self._own_part(x)
+        heard = self.lane.exchange(part, mixing)
+        return self._flows_of(part, heard, mixing.weights[self.world.positions])
 
     def _flows_called_for(self, x: Tensor, mixing: Mixing, trigger: Trigger, known: Known) -> tuple[Any, ...]:
         """The same, of pairs that find themselves far apart; what is known then, and what was estimated ``[L, 1]``."""
         own = x[:, : self.layout.d]
-        estimate = trigger.estimate(own, known, mixing.size)
-        heard, weights = trigger.exchange(self.lane, x, mixing, estimate)
-        flow, distance = self._flows_of(x, heard, weights)
-        known = trigger.measured(own + flow[:, : self.layout.d], distance, weights, known, mixing.size)
+        estimate = trigger.estimate(own, known, self.topology.size)
+        part = self._own_part(x)
+        heard, weights = trigger.exchange(self.lane, part, mixing, estimate)
+        flow, distance = self._flows_of(part, heard, weights)
+        known = trigger.measured(own + flow[:, : self.layout.d], distance, weights, known, self.topology.size)
         return flow, distance, known, estimate
 
     def _flows_of(self, x: Tensor, heard: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Of vectors ``heard [L, k, b]``, which count by ``weights [L, k]``."""
+        """Of vectors ``heard [L, k, b]``, which count by ``weights [L, k]``; in groups, of parts, to the flows of wholes."""
         weights = weights.to(x)
         flow, distance = torch.zeros_like(x), x.new_zeros(len(x), 1)
         for place in range(heard.shape[1]):
@@ -152,11 +157,24 @@ class Gossip(AgreesLate):
             distance += squared_length(difference[:, : self.layout.d]).to(x)
             flow += difference.mul_(weights[:, place : place + 1])
         peers = (weights != 0).sum(-1, keepdim=True)
-        return flow, torch.where(peers > 0, distance / peers.clamp(min=1), -1.0)
+        return self._whole(flow, torch.where(peers > 0, distance / peers.clamp(min=1), -1.0))
+
+    def _own_part(self, x: Tensor) -> Tensor:
+        """What this worker sends of vectors ``[L, b]``: in groups, whose members have the same, the part at its place."""
+        return x if self.groups is None else self.groups.own_part(x)
+
+    def _whole(self, flow: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """The flows and distances that a group's members have together; all get the same bits."""
+        if self.groups is None:
+            return flow, distance
+        members = self.groups.gather(torch.cat([flow, distance], dim=1))
+        return members[..., :-1].flatten(1)[:, : self.layout.d].contiguous(), members[..., -1].sum(1, keepdim=True)
 
     def finish(self) -> Tensor:
         """The mean of all workers' parameters, or worker 0's own."""
-        return self.world.mean(self.x) if self.merge else self.evaluation()
+        if not self.merge:
+            return self.evaluation()
+        return self.world.mean(self.x) if self.groups is None else self.groups.mean(self.x)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -181,27 +199,31 @@ class Gossip(AgreesLate):
 
     @property
     def _costs(self) -> Costs:
-        model = self.x[0].numel() * self.x.element_size()
-        merge = all_reduce_wire_bytes(model, self.world.size) if self.merge else 0
-        return Costs(self.total_steps, self.period, model * self.vectors_sent * self.topology.most_receivers, merge)
+        d, entry = self.x.shape[1], self.x.element_size()
+        messages = self.vectors_sent * self.topology.most_receivers
+        if self.groups is None:
+            round_bytes, merge_bytes = messages * d * entry, all_reduce_wire_bytes(d * entry, self.world.size)
+        else:
+            part = self.groups.part_size(d)
+            round_bytes = entry * (messages * part + (self.group_size - 1) * (part + 1)) if messages else 0
+            merge_bytes = self.groups.wire_bytes(d, entry)
+        return Costs(self.total_steps, self.period, round_bytes, merge_bytes if self.merge else 0)
 
     @property
     def temporary_copies(self) -> float:
-        """What was heard, a difference, and the flow; for a trigger, where that leads."""
-        return self.vectors_sent * (self._degree + 2.0) + (0.0 if self.trigger is None else 1.0)
+        """What was heard, a difference, and the flow; for a trigger, where that leads; in groups, of parts, and all together."""
+        exchanged = self.vectors_sent * (self._degree + 2.0) / self.group_size
+        return exchanged + (0.0 if self.trigger is None else 1.0) + (3.0 if self.group_size > 1 else 0.0)
 
     @property
     def description(self) -> str:
         """Who talks to whom, and what that costs."""
-        num_bytes = self.layout.numel * self.x.element_size()
-        sent, ddp = (
-            num_bytes * self._degree * self.vectors_sent,
-            self.period * all_reduce_wire_bytes(4 * self.layout.numel, self.world.size),
-        )
+        sent, ddp = self._costs.round_bytes, self.period * all_reduce_wire_bytes(4 * self.layout.numel, self.world.size)
         every = "step" if self.period == 1 else f"{self.period} steps"
         share = f", {100 * sent / ddp:.3g}% of DDP's" if ddp else ""
         end = f"{self._schedule.description}; merged at the end" if self.merge else self._schedule.description
-        return f"{self.topology.name}, after every {every} {sent:,} bytes per worker at most{share}{end}"
+        inside = f"gradients inside groups of {self.group_size} in every step; between them " if self.group_size > 1 else ""
+        return f"{inside}{self.topology.name}, after every {every} {sent:,} bytes per worker at most{share}{end}"
 
 
 class GossipConfig(StrategyConfig):

@@ -71,5 +71,16 @@ def test_the_merge(parity):
     parity(DPSGDConfig(topology=RingConfig()).build, sizes=(2, 4), tolerance=1e-7)
 
 
+SITES = {
+    "sites": DPSGDConfig(topology=RingConfig(), group_size=2, period=2),
+    "sites, triggered": DPSGDConfig(topology=BaseGraphConfig(k=1), group_size=2, communication=TriggeredConfig(threshold=0.05)),
+    "sites, a round late": DPSGDConfig(topology=RingConfig(), group_size=2, delay=1, mixing_rate=0.7, merge=False),
+}
+
+
+def test_sites(parity):
+    parity(*(config.build for config in SITES.values()), sizes=(4, 6), tolerance=1e-6)
+
+
 def test_resuming_is_bitwise(workers):
-    assert workers(4, not_resumed_alike, STRATEGIES, STEPS, (5, 6)) == [[]] * 4
+    assert workers(4, not_resumed_alike, STRATEGIES | SITES, STEPS, (5, 6)) == [[]] * 4
