@@ -35,7 +35,7 @@ from disttrain.data.partitions import PartitionConfig, partitions
 from disttrain.models import ModelConfig, models
 from disttrain.objectives import ObjectiveConfig, objectives
 from disttrain.optim import OptimizerConfig, ScheduleConfig, optimizers, schedules
-from disttrain.strategies import StrategyConfig, strategies
+from disttrain.strategies import Strategy, StrategyConfig, strategies
 
 __all__ = ["ConfigError", "LoadedConfig", "RunConfig", "difference", "dump", "load_config", "show"]
 
@@ -118,6 +118,12 @@ class RunConfig(Config):
             f"training.gradient_accumulation={passes}), such as {f'{below} or {above}' if below else above} (got {batch_size})"
         )
         raise ConfigError([message])
+
+    def build_strategy(self) -> Strategy:
+        """The strategy itself, for a run of so many steps."""
+        strategy = self.strategy.build()
+        strategy.total_steps = self.training.steps
+        return strategy
 
     def check_data(self) -> None:
         """Check what can be seen of the data without loading it.

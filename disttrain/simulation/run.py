@@ -119,7 +119,7 @@ class Simulation:
             self.memory = self._forecast(module, options.chunk)
             self._display.say(f"memory    {self.memory}")
             self._replicas = Replicas(module, options.workers)
-            self._strategy = config.strategy.build()
+            self._strategy = config.build_strategy()
             self._engine = self._build_engine()
         self._step = 0
         inputs, targets = self.microbatches(0)[0]
@@ -144,7 +144,7 @@ class Simulation:
         config, state = self._config, torch.get_rng_state()
         batch, scale = self._few_samples()
         own = round(scale * activation_bytes(copy.deepcopy(module), self._objective, batch, self._autocast))
-        memory = forecast(module, self._world.size, config.strategy.build, config.optimizer.build, own, chunk)
+        memory = forecast(module, self._world.size, config.build_strategy, config.optimizer.build, own, chunk)
         torch.set_rng_state(state)
         available = available_bytes()
         if available is not None and memory.total_bytes > available:

@@ -40,6 +40,8 @@ class Strategy:
     """Whether a parameter may go without a gradient in a step."""
     survives_peers: bool = False
     """Whether training goes on when another worker is lost."""
+    total_steps: int | None = None
+    """Local steps of the whole run; a driver that knows it says so before :meth:`begin`."""
     loss_scale: Callable[[], float] | None = None
     """What a GradScaler has multiplied this step's loss by; a strategy that keeps gradients keeps them without it."""
 

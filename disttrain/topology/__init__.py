@@ -13,7 +13,7 @@ graphs are for networks whose links are given.
 from disttrain.topology.base import Topology, TopologyConfig, topologies
 from disttrain.topology.base_graphs import BaseGraphConfig, base_graph
 from disttrain.topology.colouring import edge_colouring, matchings
-from disttrain.topology.mixing import Mixing, restrict
+from disttrain.topology.mixing import Mixing, damped, in_sites, restrict
 from disttrain.topology.one_peer import (
     OnePeerExponentialConfig,
     OnePeerHypercubeConfig,
@@ -58,11 +58,13 @@ __all__ = [
     "TorusConfig",
     "base_graph",
     "complete",
+    "damped",
     "edge_colouring",
     "exponential",
     "from_edges",
     "from_networkx",
     "hypercube",
+    "in_sites",
     "matchings",
     "one_peer_exponential",
     "one_peer_hypercube",

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from disttrain.component import ComponentConfig, Registry
 from disttrain.topology import spectral
 from disttrain.topology.mixing import Floats, Links, Mixing, together
@@ -40,6 +42,11 @@ class Topology:
     def degree(self) -> int:
         """The most peers that a worker hears from in one round."""
         return max(mixing.degree for mixing in self._typical)
+
+    @property
+    def most_receivers(self) -> int:
+        """The most peers that hear one worker in a round: how many models it sends."""
+        return max(int(np.bincount(mixing.links.senders, minlength=1).max()) for mixing in self._typical)
 
     @property
     def symmetric(self) -> bool:

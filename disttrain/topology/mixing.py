@@ -123,6 +123,18 @@ class Mixing(MixingRound):
         return W
 
 
+def damped(mixing: Mixing, rate: float) -> Mixing:
+    """The round that goes only so far, in (0, 1], of the way: I − rate (I − W)."""
+    return mixing if rate == 1 else Mixing(mixing.senders, mixing.weights * rate)
+
+
+def in_sites(mixing: Mixing, members: int) -> Mixing:
+    """A round of sites, as a round of their consecutive ``members``: each hears from those at its own place in other sites."""
+    places = torch.arange(members)[None, :, None]
+    senders = (mixing.senders[:, None] * members + places).flatten(0, 1)
+    return Mixing(senders, mixing.weights.repeat_interleave(members, 0))
+
+
 def restrict(mixing: Mixing, alive: Tensor) -> Mixing:
     """What is left of a round when some workers are gone: links with a dead end are cut, for both ends.
 

@@ -73,7 +73,7 @@ class Session:
         stop_request: StopRequest,
     ) -> None:
         self.config, self.world, self.device, self.folder = config, world, device, meeting.folder
-        self.strategy = config.strategy.build()
+        self.strategy = config.build_strategy()
         self.display = Display(config.training.steps, world.rank == 0, self.folder.logs / "console.log")
         self.should_stop, self._resume = False, resume
         self.emulated = config.launch.emulated_step_time is not None

@@ -55,12 +55,23 @@ class Groups:
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean over groups ``[1, d]``, fresh, of vectors ``[L, d]`` that are equal inside each group."""
-        part = self._part(x.shape[1])
-        parts = pad(x, (0, self.size * part - x.shape[1])).view(len(x), self.size, part)
-        own = self.mean_of_shards(parts[torch.arange(len(x)), self._places])
+        own = self.mean_of_shards(self.own_part(x))
         wholes = [lane.gather(own[lane.rows]) for lane in self._rounds]  # all alike, [0 or 1, size, part]
         whole = next(each for each in wholes if len(each))
         return whole.reshape(1, -1)[:, : x.shape[1]].contiguous()
+
+    def own_part(self, x: Tensor) -> Tensor:
+        """Of vectors ``[L, d]`` that are equal inside each group, the part that each worker carries: ``[L, ⌈d/size⌉]``."""
+        part = self.part_size(x.shape[1])
+        parts = pad(x, (0, self.size * part - x.shape[1])).view(len(x), self.size, part)
+        return parts[torch.arange(len(x)), self._places]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """What the members of each worker's own group have, in their order: ``[L, b]`` to ``[L, size, b]``."""
+        members = x.new_empty(len(x), self.size, x.shape[1])
+        for lane in self._rounds:
+            members[lane.rows] = lane.gather(x[lane.rows])
+        return members
 
     def mean_of_shards(self, x: Tensor) -> Tensor:
         """The mean over workers at the same place in their groups, ``[L, d]``, fresh, of their vectors ``[L, d]``."""
@@ -71,10 +82,11 @@ class Groups:
 
     def wire_bytes(self, numel: int, element_size: int) -> int:
         """What a worker sends for :meth:`mean` of ``numel`` entries: across groups, then inside."""
-        payload = self._part(numel) * element_size
+        payload = self.part_size(numel) * element_size
         return all_reduce_wire_bytes(payload, self.number) + all_gather_wire_bytes(payload, self.size)
 
-    def _part(self, numel: int) -> int:
+    def part_size(self, numel: int) -> int:
+        """How many of so many entries a worker carries."""
         return -(-numel // self.size)
 
 

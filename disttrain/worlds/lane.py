@@ -104,6 +104,10 @@ class AbsentLane:
         """``[0, b]`` to ``[0, k, b]``."""
         return x.new_empty(0, round.senders.shape[1], *x.shape[1:])
 
+    def exchange_with(self, x: Tensor, peers: Tensor) -> Tensor:
+        """``[0, b]`` to ``[0, k, b]``."""
+        return x.new_empty(0, peers.shape[1], *x.shape[1:])
+
     def broadcast(self, x: Tensor) -> Tensor:
         """``[0, d]`` to ``[0, d]``."""
         return x.clone()

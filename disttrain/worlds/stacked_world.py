@@ -18,7 +18,7 @@ from disttrain.worlds.traffic import (
     exchange_wire_bytes,
     transpose_wire_bytes,
 )
-from disttrain.worlds.world import Lane, MixingRound, members_of
+from disttrain.worlds.world import Lane, MixingRound, check_mutual, members_of
 
 
 class StackedWorld:
@@ -57,6 +57,14 @@ class StackedWorld:
         self._count(x, lambda num_bytes, _: exchange_wire_bytes(num_bytes, len(round.receivers(self._counted))))
         round.check(self.size)
         return x[round.senders]
+
+    def exchange_with(self, x: Tensor, peers: Tensor) -> Tensor:
+        """``[N, b]`` to ``[N, k, b]``."""
+        if self.debug:
+            check_mutual(peers, self.size)
+        if receivers := MixingRound(peers).receivers(self._counted):
+            self._count(x, lambda num_bytes, _: exchange_wire_bytes(num_bytes, len(receivers)))
+        return x[peers]
 
     def broadcast(self, x: Tensor) -> Tensor:
         """``[N, d]`` to ``[1, d]``."""

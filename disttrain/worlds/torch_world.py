@@ -20,7 +20,7 @@ from disttrain.worlds.traffic import (
     exchange_wire_bytes,
     transpose_wire_bytes,
 )
-from disttrain.worlds.world import Lane, MixingRound, members_of
+from disttrain.worlds.world import Lane, MixingRound, check_mutual, members_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -84,6 +84,10 @@ class TorchWorld:
         """The rows ``[1, k, b]`` of this worker's peers; ``x [1, b]`` goes to all that name this one."""
         return self._blocking(lambda: self._exchange(x, round))
 
+    def exchange_with(self, x: Tensor, peers: Tensor) -> Tensor:
+        """The rows ``[1, k, b]`` of this worker's peers ``[1, k]``, to whom ``x [1, b]`` goes."""
+        return self._blocking(lambda: self._exchange_with(x, peers))
+
     def broadcast(self, x: Tensor) -> Tensor:
         """Worker 0's row ``[1, d]``, as a copy."""
         return self._blocking(lambda: self._broadcast(x))
@@ -140,6 +144,20 @@ class TorchWorld:
         self._about_to("exchange", x, str(hash(tuple(round.senders.flatten().tolist()))))
         num_bytes = x.numel() * x.element_size()
         self.traffic.add(num_bytes, exchange_wire_bytes(num_bytes, len(receivers)))
+        return self._send_and_receive(x, senders, receivers)
+
+    def _exchange_with(self, x: Tensor, peers: Tensor) -> Tensor:
+        self._about_to(f"exchange with {peers.shape[1]} peers at most", x)
+        if self.debug:
+            check_mutual(self._all_gather(peers), self.size)
+        senders = peers[0].tolist()
+        receivers = sorted(set(senders) - {self.rank})
+        if receivers:
+            num_bytes = x.numel() * x.element_size()
+            self.traffic.add(num_bytes, exchange_wire_bytes(num_bytes, len(receivers)))
+        return self._send_and_receive(x, senders, receivers)
+
+    def _send_and_receive(self, x: Tensor, senders: list[int], receivers: list[int]) -> Tensor:
         row = x[0].contiguous()
         rows = {peer: torch.empty_like(row) for peer in senders if peer != self.rank}
         receiving = [dist.P2POp(dist.irecv, _raw(into), group=self.group, group_peer=peer) for peer, into in rows.items()]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from disttrain.worlds.in_flight import InFlight
@@ -43,6 +44,14 @@ class MixingRound:
         hears = (self.senders == worker).any(1)
         hears[worker] = False
         return [int(each) for each in hears.nonzero()]
+
+
+def check_mutual(peers: Tensor, size: int) -> None:
+    """Raise ValueError unless in ``peers [size, k]`` whoever is in a worker's row has that worker in its own."""
+    MixingRound(peers).check(size)
+    names = torch.zeros(size, size, dtype=torch.bool).scatter_(1, peers, True)
+    if alone := [(int(one), int(other)) for one, other in (names & ~names.T).nonzero()]:
+        raise ValueError(f"worker {alone[0][0]} would wait for worker {alone[0][1]}, which does not know of it")
 
 
 def members_of(ranks: Sequence[int] | None, size: int) -> list[int]:
@@ -80,6 +89,15 @@ class World(Protocol):
 
     def exchange(self, x: Tensor, round: MixingRound) -> Tensor:
         """What a worker's k peers of this round sent: ``[L, b]`` to ``[L, k, b]``."""
+
+    def exchange_with(self, x: Tensor, peers: Tensor) -> Tensor:
+        """The same where a worker knows its own peers only, who must be mutual: ``[L, b]`` to ``[L, k, b]``.
+
+        Args:
+            x: goes to all peers.
+            peers: int64 ``[L, k]``; a worker itself (which costs nothing) where it has fewer than k. Whoever is in a worker's
+                row has that worker in its own.
+        """
 
     def broadcast(self, x: Tensor) -> Tensor:
         """Worker 0's row: ``[L, d]`` to ``[1, d]``."""

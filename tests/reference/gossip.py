@@ -3,21 +3,33 @@
 import numpy as np
 
 
-def dpsgd(x0, matrices, updates, order):
-    """Parameters ``[steps, n, d]`` after every step.
+def dpsgd(x0, matrices, updates, order, late=0):
+    """Parameters ``[steps, n, d]`` after every step, and, last, with all flows added.
 
     Args:
         x0: ``[d]``, where all workers start.
         matrices: ``[steps + 1, n, n]``, the mixing after each step, the first one before any; the identity where nobody talks.
         updates: ``updates(step, x [n, d])``, what is subtracted in step 1, 2, …
         order: ``combine_while_adapt`` or ``adapt_then_combine``.
+        late: local steps that a flow is added late.
     """
-    x, trace = np.repeat(x0[None], len(matrices[0]), axis=0), []
+    start = np.repeat(x0[None], len(matrices[0]), axis=0)
+    x, trace = start, []
     for step in range(1, len(matrices)):
         u = updates(step, x)
-        x = matrices[step - 1] @ x - u if order == "combine_while_adapt" else matrices[step] @ (x - u)
+        if order == "adapt_then_combine":
+            x = matrices[step] @ (x - u)
+        else:
+            x = x + flow(matrices, [start, *trace], step - 1 - late) - u
         trace.append(x)
-    return np.array(trace)
+    if order == "combine_while_adapt":
+        x = x + sum(flow(matrices, [start, *trace], step) for step in range(len(trace) - late, len(trace) + 1))
+    return np.array([*trace, x])
+
+
+def flow(matrices, trace, step):
+    """What the mixing after ``step`` adds; ``trace[s]`` are parameters after step s, from 0."""
+    return matrices[step] @ trace[step] - trace[step] if step >= 0 else np.zeros_like(trace[0])
 
 
 def quasi_global(x0, matrices, updates, period, beta, mu):
@@ -62,3 +74,32 @@ def gradient_tracking(x0, matrices, gradients, lr):
         x, y = matrices[step] @ (x - lr * y), matrices[step] @ y
         trace.append(x)
     return np.array(trace), np.array(estimates)
+
+
+def triggered(x0, matrices, updates, threshold, relative):
+    """D-PSGD, adapting first, of pairs that find themselves far apart; ``matrices [steps, n, n]`` is what they might mix.
+
+    Returns:
+        parameters ``[steps, n, d]`` and who spoke ``[steps, n]``.
+    """
+    n = len(matrices[0])
+    x, trace, spoke = np.repeat(x0[None], n, axis=0), [], []
+    reference, residual = x.copy(), np.zeros(n)
+    for step, W in enumerate(matrices, 1):
+        x = x - updates(step, x)
+        estimate = residual + (n - 1) / n * np.square(x - reference).sum(1)
+        if relative:
+            estimate = estimate / np.square(x).sum(1)
+        mixed, said = x.copy(), np.zeros(n, bool)
+        for i in range(n):
+            peers = [j for j in range(n) if j != i and W[i, j] and (estimate[i] + estimate[j]) / 2 >= threshold**2]
+            if peers:
+                mixed[i] = x[i] + sum(W[i, j] * (x[j] - x[i]) for j in peers)
+                distance = np.mean([np.square(x[j] - x[i]).sum() for j in peers])
+                squares = sum(W[i, j] ** 2 for j in peers) + (1 - sum(W[i, j] for j in peers)) ** 2
+                residual[i] = distance * max(0.0, n * squares - 1) / (2 * n)
+                reference[i], said[i] = mixed[i], True
+        x = mixed
+        trace.append(x)
+        spoke.append(said)
+    return np.array(trace), np.array(spoke)

@@ -163,6 +163,37 @@ def test_a_job_that_would_wait_for_itself_is_refused(workers, kind):
     run(workers, starts_on_its_own_lane, kind)
 
 
+PAIRS = torch.tensor([[2, 0], [1, 1], [0, 3], [3, 2]])  # 0 with 2, 2 with 3, and nobody with 1
+
+
+def knows_its_own_peers_only(world):
+    """What each heard, and the bytes of worker 0."""
+    lane, results = world.lane("pairs"), []
+    for peers in (PAIRS, torch.arange(4)[:, None]):  # in the second one nobody talks
+        results.append(lane.exchange_with(own_rows(lane, (5,)), peers[world.ids]))
+    return results, (world.traffic.payload_bytes, world.traffic.wire_bytes, world.traffic.collectives)
+
+
+def test_peers_who_know_only_each_other(workers):
+    stacked, counted = knows_its_own_peers_only(StackedWorld(4, debug=True))
+    processes = workers(4, knows_its_own_peers_only)
+    assert processes[0][1] == counted == (20, 20, 1)
+    for index, peers in enumerate((PAIRS, torch.arange(4)[:, None])):
+        assert torch.equal(stacked[index], own_rows(StackedWorld(4), (5,))[peers])
+        assert torch.equal(torch.cat([results[index] for results, _ in processes]), stacked[index])
+
+
+def loves_without_return(world, kind):
+    world = debug_world(kind)
+    with pytest.raises(ValueError, match="worker 0 would wait for worker 1, which does not know of it"):
+        world.exchange_with(torch.zeros(len(world.ids), 3), torch.tensor([[1], [1]])[world.ids])
+
+
+@pytest.mark.parametrize("kind", ["rows", "processes"])
+def test_peers_who_are_not_mutual_are_found_in_debug_mode(workers, kind):
+    run(workers, loves_without_return, kind)
+
+
 def wrong_arguments(world, kind):
     world = world_of(kind)
     for ranks in ([0, 5], [0, 0], [-1, 1], []):

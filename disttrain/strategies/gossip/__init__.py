@@ -2,8 +2,10 @@
 
 from disttrain.strategies.gossip.communication import (
     AlwaysConfig,
+    BudgetConfig,
     CommunicationConfig,
     SometimesConfig,
+    TriggeredConfig,
     WindowConfig,
     communications,
 )
@@ -16,6 +18,7 @@ from disttrain.strategies.gossip.tracking import GradientTracking, GradientTrack
 __all__ = [
     "DPSGD",
     "AlwaysConfig",
+    "BudgetConfig",
     "CommunicationConfig",
     "DPSGDConfig",
     "Gossip",
@@ -27,6 +30,7 @@ __all__ = [
     "QuasiGlobalMomentum",
     "QuasiGlobalMomentumConfig",
     "SometimesConfig",
+    "TriggeredConfig",
     "WindowConfig",
     "communications",
 ]

@@ -9,17 +9,19 @@ same two vectors, so the sum over all workers is kept, up to rounding, even wher
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, Self, TypedDict
 
 import torch
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny, model_validator
 from torch import Tensor
 
 from disttrain.parameters import Layout
 from disttrain.strategies.agreeing import AgreesLate
 from disttrain.strategies.base import StrategyConfig
-from disttrain.strategies.gossip.communication import AlwaysConfig, CommunicationConfig, communications, spoken
-from disttrain.topology import BaseGraphConfig, Mixing, Topology, TopologyConfig, complete, topologies
+from disttrain.strategies.gossip.communication import AlwaysConfig, CommunicationConfig, Costs, communications, spoken
+from disttrain.strategies.gossip.trigger import Known, Trigger, squared_length
+from disttrain.topology import BaseGraphConfig, Mixing, Topology, TopologyConfig, complete, in_sites, topologies
+from disttrain.worlds.groups import Groups
 from disttrain.worlds.in_flight import InFlight
 from disttrain.worlds.traffic import all_reduce_wire_bytes
 from disttrain.worlds.world import World
@@ -47,18 +49,29 @@ class Gossip(AgreesLate):
         ValueError: unless the period is positive; in :meth:`begin`, if the topology does not allow so many workers.
     """
 
+    adds_flows = False
+    """Whether workers go where mixing takes the parameters that were exchanged: a trigger reckons with it."""
+
     def __init__(
         self, topology: TopologyConfig, communication: CommunicationConfig | None = None, period: int = 1, merge: bool = True
     ) -> None:
         if period < 1:
             raise ValueError(f"period must be at least 1, got {period}")
         self._topology, self.communication, self.period, self.merge = topology, communication or AlwaysConfig(), period, merge
+        self.trigger = self.communication.trigger()
+        if self.trigger is not None and not self.adds_flows:
+            raise ValueError("communication.name=triggered is for strategies in which workers go where mixing takes them")
 
     def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
         """Build the topology for so many workers."""
         super().begin(x, layout, world, seed)
-        self.topology = self._topology.build(world.size, seed)
+        self.groups = Groups(world, self.group_size) if self.group_size > 1 else None
+        self.topology = self._topology.build(world.size // self.group_size, seed)
+        self.communication.check_topology(self.topology)
+        if self.trigger is not None:
+            self.trigger.begin(x)
         self._degree = self.topology.degree
+        self._schedule = self.communication.fitted(self._costs)
         self.lane = world.lane("gossip")
         self._steps = torch.zeros(1, 1, dtype=torch.int64)
         self._peer_distance = x.new_zeros(len(x), 1)
@@ -71,30 +84,44 @@ class Gossip(AgreesLate):
 
     @cached_property
     def _everybody(self) -> Topology:
-        return complete(self.world.size)
+        return complete(self.topology.size)
 
     def round_due(self) -> Mixing | None:
         """What is to be exchanged now that ``steps`` local steps are done; None if nobody says anything."""
         number, rest = divmod(self.steps, self.period)
-        if rest or not number or self.world.size == 1:
+        if rest or not number or self.topology.size == 1:
             return None
-        rate = self.communication.rate(self.steps)
-        topology = self._everybody if self.communication.reaches_all(self.steps) else self.topology
+        rate = self._schedule.rate(self.steps)
+        topology = self._everybody if self._schedule.reaches_all(self.steps) else self.topology
         mixing = spoken(topology.round(number - 1), rate, self.seed, number, topology.symmetric) if rate > 0 else None
         return mixing if mixing is not None and mixing.degree else None
 
     def count(self, mixing: Mixing) -> None:
-        """Count the round's messages."""
-        self._sent_by_all += len(mixing.links.receivers)
+        """Count the round's messages, if it is known that they are sent."""
+        if self.trigger is None:
+            self._sent_by_all += len(mixing.links.receivers)
 
     def start(self, mixing: Mixing, x: Tensor) -> InFlight:
         """Exchange vectors ``x [L, c·d]``, of which the first d entries are parameters; lent until :meth:`land`."""
-        return self.lane.start(self._flows, x, mixing)
+        mixing = in_sites(mixing, self.group_size) if self.group_size > 1 else mixing
+        if self.trigger is None:
+            return self.lane.start(self._flows, x, mixing)
+        return self.lane.start(self._flows_called_for, x, mixing, self.trigger, self.trigger.known)
 
     def land(self, flight: InFlight) -> Tensor:
         """What mixing adds to the vectors that were exchanged, ``[L, c·d]``."""
-        flow: Tensor
-        flow, self._peer_distance = flight.take()
+        flow, distance, *measured = flight.take()
+        if self.trigger is not None:
+            self.trigger.land(distance >= 0, *measured)
+        return self.landed(flow, distance)
+
+    def landed(self, flow: Tensor, distance: Tensor) -> Tensor:
+        """The flow ``[L, c·d]``, after a look at the distances ``[L, 1]`` that came with it.
+
+        Raises:
+            RuntimeError: if some worker's parameters are not finite.
+        """
+        self._peer_distance = torch.where(distance < 0, self._peer_distance, distance)
         if not self._peer_distance.isfinite().all():
             raise RuntimeError(f"diverged: after {self.steps} steps some worker's parameters are not finite any more")
         return flow
@@ -105,26 +132,55 @@ class Gossip(AgreesLate):
         return self.land(self.start(mixing, x))
 
     def _flows(self, x: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
-        """On the lane: the flows, and each worker's mean squared distance to its peers ``[L, 1]``."""
-        heard = self.lane.exchange(x, mixing)
-        weights = mixing.weights[self.world.positions].to(x)
+        """On the lane: the flows, and each worker's mean squared distance to its peers ``[L, 1]``; −1 where it has none."""
+        part = self._own_part(x)
+        heard = self.lane.exchange(part, mixing)
+        return self._flows_of(part, heard, mixing.weights[self.world.positions])
+
+    def _flows_called_for(self, x: Tensor, mixing: Mixing, trigger: Trigger, known: Known) -> tuple[Any, ...]:
+        """The same, of pairs that find themselves far apart; what is known then, and what was estimated ``[L, 1]``."""
+        own = x[:, : self.layout.d]
+        estimate = trigger.estimate(own, known, self.topology.size)
+        part = self._own_part(x)
+        heard, weights = trigger.exchange(self.lane, part, mixing, estimate)
+        flow, distance = self._flows_of(part, heard, weights)
+        known = trigger.measured(own + flow[:, : self.layout.d], distance, weights, known, self.topology.size)
+        return flow, distance, known, estimate
+
+    def _flows_of(self, x: Tensor, heard: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Of vectors ``heard [L, k, b]``, which count by ``weights [L, k]``; in groups, of parts, to the flows of wholes."""
+        weights = weights.to(x)
         flow, distance = torch.zeros_like(x), x.new_zeros(len(x), 1)
         for place in range(heard.shape[1]):
             # One rounding per operation: kernels that fuse them round differently at the end of a row.
             difference = heard[:, place] - x
-            distance += difference[:, : self.layout.d].square().sum(-1, keepdim=True)
+            distance += squared_length(difference[:, : self.layout.d]).to(x)
             flow += difference.mul_(weights[:, place : place + 1])
         peers = (weights != 0).sum(-1, keepdim=True)
-        return flow, torch.where(peers > 0, distance / peers.clamp(min=1), self._peer_distance)
+        return self._whole(flow, torch.where(peers > 0, distance / peers.clamp(min=1), -1.0))
+
+    def _own_part(self, x: Tensor) -> Tensor:
+        """What this worker sends of vectors ``[L, b]``: in groups, whose members have the same, the part at its place."""
+        return x if self.groups is None else self.groups.own_part(x)
+
+    def _whole(self, flow: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
+        """The flows and distances that a group's members have together; all get the same bits."""
+        if self.groups is None:
+            return flow, distance
+        members = self.groups.gather(torch.cat([flow, distance], dim=1))
+        return members[..., :-1].flatten(1)[:, : self.layout.d].contiguous(), members[..., -1].sum(1, keepdim=True)
 
     def finish(self) -> Tensor:
         """The mean of all workers' parameters, or worker 0's own."""
-        return self.world.mean(self.x) if self.merge else self.evaluation()
+        if not self.merge:
+            return self.evaluation()
+        return self.world.mean(self.x) if self.groups is None else self.groups.mean(self.x)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Worker 0's mean squared distance to the peers that it heard last; how many models all workers have sent."""
-        return {"peer_distance": float(self._peer_distance[0]), "sent_by_all": float(self._sent_by_all)}
+        """Worker 0's mean squared distance to the peers that it heard last; how many models all workers have sent, if known."""
+        sent = {"sent_by_all": float(self._sent_by_all)} if self.trigger is None else self.trigger.metrics
+        return {"peer_distance": float(self._peer_distance[0])} | sent
 
     @property
     def shared(self) -> dict[str, Tensor]:
@@ -133,8 +189,8 @@ class Gossip(AgreesLate):
 
     @property
     def local(self) -> dict[str, Tensor]:
-        """How far each worker was from its peers."""
-        return {"peer_distance": self._peer_distance}
+        """How far each worker was from its peers, and what its trigger knows."""
+        return {"peer_distance": self._peer_distance} | ({} if self.trigger is None else self.trigger.local)
 
     @property
     def vectors_sent(self) -> int:
@@ -142,22 +198,32 @@ class Gossip(AgreesLate):
         return 1
 
     @property
+    def _costs(self) -> Costs:
+        d, entry = self.x.shape[1], self.x.element_size()
+        messages = self.vectors_sent * self.topology.most_receivers
+        if self.groups is None:
+            round_bytes, merge_bytes = messages * d * entry, all_reduce_wire_bytes(d * entry, self.world.size)
+        else:
+            part = self.groups.part_size(d)
+            round_bytes = entry * (messages * part + (self.group_size - 1) * (part + 1)) if messages else 0
+            merge_bytes = self.groups.wire_bytes(d, entry)
+        return Costs(self.total_steps, self.period, round_bytes, merge_bytes if self.merge else 0)
+
+    @property
     def temporary_copies(self) -> float:
-        """What was heard, a difference, and the flow."""
-        return self.vectors_sent * (self._degree + 2.0)
+        """What was heard, a difference, and the flow; for a trigger, where that leads; in groups, of parts, and all together."""
+        exchanged = self.vectors_sent * (self._degree + 2.0) / self.group_size
+        return exchanged + (0.0 if self.trigger is None else 1.0) + (3.0 if self.group_size > 1 else 0.0)
 
     @property
     def description(self) -> str:
         """Who talks to whom, and what that costs."""
-        num_bytes = self.layout.numel * self.x.element_size()
-        sent, ddp = (
-            num_bytes * self._degree * self.vectors_sent,
-            self.period * all_reduce_wire_bytes(4 * self.layout.numel, self.world.size),
-        )
+        sent, ddp = self._costs.round_bytes, self.period * all_reduce_wire_bytes(4 * self.layout.numel, self.world.size)
         every = "step" if self.period == 1 else f"{self.period} steps"
         share = f", {100 * sent / ddp:.3g}% of DDP's" if ddp else ""
-        end = "; merged at the end" if self.merge else ""
-        return f"{self.topology.name}, after every {every} {sent:,} bytes per worker at most{share}{end}"
+        end = f"{self._schedule.description}; merged at the end" if self.merge else self._schedule.description
+        inside = f"gradients inside groups of {self.group_size} in every step; between them " if self.group_size > 1 else ""
+        return f"{inside}{self.topology.name}, after every {every} {sent:,} bytes per worker at most{share}{end}"
 
 
 class GossipConfig(StrategyConfig):
@@ -177,9 +243,15 @@ class GossipConfig(StrategyConfig):
         """Arguments that all have."""
         return {"topology": self.topology, "communication": self.communication, "period": self.period, "merge": self.merge}
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.build()  # which refuses what does not
+        return self
+
     def check_world(self, world_size: int) -> None:
-        """The topology must allow so many workers."""
+        """The topology must allow so many workers, and suit how they talk."""
         self.topology.check_world(world_size)
+        self.communication.check_topology(self.topology.build(world_size))
 
     def check_steps(self, steps: int) -> None:
         """Somebody must talk."""

@@ -25,6 +25,8 @@ from disttrain.worlds.world import World
 class GradientTracking(Gossip):
     """Steps by the tracked mean gradient, then combines; in a round without exchange y is carried on by each worker alone."""
 
+    adds_flows = True
+
     def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
         """Before the first gradient all estimates are zero."""
         super().begin(x, layout, world, seed)

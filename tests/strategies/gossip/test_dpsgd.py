@@ -34,8 +34,8 @@ def test_it_is_the_formula_of_the_paper(topology, communication, n, period, orde
         return GAMMA * np.array([gradient(worker, step, row) for worker, row in enumerate(x)])
 
     expected = dpsgd(x0, W, updates, order)
-    assert close(trace, expected)
-    assert close(result, (W[-1] @ expected[-1]).mean(0) if order == ORDERS[0] else expected[-1].mean(0))
+    assert close(trace, expected[:-1])
+    assert close(result, expected[-1].mean(0))
 
 
 @pytest.mark.parametrize("n", [2, 5, 8])

@@ -1,11 +1,14 @@
 """Gossip over rows and over processes is the same bits, and goes on after an interruption as if there had been none."""
 
 from disttrain.strategies.gossip import (
+    DPSGD,
+    BudgetConfig,
     DPSGDConfig,
     GradientTrackingConfig,
     NoLoCoConfig,
     QuasiGlobalMomentumConfig,
     SometimesConfig,
+    TriggeredConfig,
 )
 from disttrain.topology import (
     BaseGraphConfig,
@@ -17,6 +20,17 @@ from disttrain.topology import (
 )
 from tests.strategies.trained import not_resumed_alike
 
+
+class Budgeted(DPSGDConfig):
+    """As a run's config builds it."""
+
+    def build(self) -> DPSGD:
+        strategy = super().build()
+        strategy.total_steps = STEPS
+        return strategy
+
+
+STEPS = 12
 STRATEGIES = {
     "ring": DPSGDConfig(topology=RingConfig(), merge=False),
     "ring, waited for": DPSGDConfig(topology=RingConfig(), order="adapt_then_combine", merge=False),
@@ -26,12 +40,27 @@ STRATEGIES = {
     "quasi-global momentum": QuasiGlobalMomentumConfig(period=2, merge=False),
     "noloco": NoLoCoConfig(period=3, merge=False),
     "gradient tracking": GradientTrackingConfig(topology=RingConfig(), merge=False),
+    "a round late": DPSGDConfig(topology=RingConfig(), delay=1, mixing_rate=0.7, merge=False),
+    "matchings, three rounds late": DPSGDConfig(
+        topology=RandomMatchingConfig(),
+        communication=SometimesConfig(probability=0.7),
+        delay=3,
+        mixing_rate=0.4,
+        period=2,
+        merge=False,
+    ),
+    "triggered": DPSGDConfig(topology=RingConfig(), communication=TriggeredConfig(threshold=0.05), merge=False),
+    "triggered, waited for": QuasiGlobalMomentumConfig(
+        topology=RandomMatchingConfig(), communication=TriggeredConfig(threshold=0.3, relative=False), period=2, merge=False
+    ),
+    "a late budget": Budgeted(
+        topology=RingConfig(), communication=BudgetConfig(bytes=300_000, spend="late"), delay=1, mixing_rate=0.5, merge=False
+    ),
     "complete": DPSGDConfig(topology=CompleteConfig(), merge=False),
     "matchings, now and then": DPSGDConfig(
         topology=RandomMatchingConfig(), communication=SometimesConfig(probability=0.5), period=3, merge=False
     ),
 }
-STEPS = 12
 
 
 def test_every_topology(parity):
@@ -42,5 +71,16 @@ def test_the_merge(parity):
     parity(DPSGDConfig(topology=RingConfig()).build, sizes=(2, 4), tolerance=1e-7)
 
 
+SITES = {
+    "sites": DPSGDConfig(topology=RingConfig(), group_size=2, period=2),
+    "sites, triggered": DPSGDConfig(topology=BaseGraphConfig(k=1), group_size=2, communication=TriggeredConfig(threshold=0.05)),
+    "sites, a round late": DPSGDConfig(topology=RingConfig(), group_size=2, delay=1, mixing_rate=0.7, merge=False),
+}
+
+
+def test_sites(parity):
+    parity(*(config.build for config in SITES.values()), sizes=(4, 6), tolerance=1e-6)
+
+
 def test_resuming_is_bitwise(workers):
-    assert workers(4, not_resumed_alike, STRATEGIES, STEPS, (5, 6)) == [[]] * 4
+    assert workers(4, not_resumed_alike, STRATEGIES | SITES, STEPS, (5, 6)) == [[]] * 4
