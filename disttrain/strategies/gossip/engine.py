@@ -9,7 +9,7 @@ same two vectors, so the sum over all workers is kept, up to rounding, even wher
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NotRequired, TypedDict
+from typing import ClassVar, NotRequired, TypedDict
 
 import torch
 from pydantic import Field, SerializeAsAny
@@ -20,6 +20,7 @@ from disttrain.strategies.agreeing import AgreesLate
 from disttrain.strategies.base import StrategyConfig
 from disttrain.strategies.gossip.communication import AlwaysConfig, CommunicationConfig, communications, spoken
 from disttrain.topology import BaseGraphConfig, Mixing, Topology, TopologyConfig, complete, topologies
+from disttrain.topology.base import check_keeps_mean
 from disttrain.worlds.in_flight import InFlight
 from disttrain.worlds.traffic import all_reduce_wire_bytes
 from disttrain.worlds.world import World
@@ -47,6 +48,9 @@ class Gossip(AgreesLate):
         ValueError: unless the period is positive; in :meth:`begin`, if the topology does not allow so many workers.
     """
 
+    push_sum: ClassVar[bool] = False
+    """Whether weights travel along, so that a round, or a part of one, need not keep the mean of models by itself."""
+
     def __init__(
         self, topology: TopologyConfig, communication: CommunicationConfig | None = None, period: int = 1, merge: bool = True
     ) -> None:
@@ -58,6 +62,8 @@ class Gossip(AgreesLate):
         """Build the topology for so many workers."""
         super().begin(x, layout, world, seed)
         self.topology = self._topology.build(world.size, seed)
+        if not self.push_sum:
+            check_keeps_mean(self.topology)
         self._degree = self.topology.degree
         self.lane = world.lane("gossip")
         self._steps = torch.zeros(1, 1, dtype=torch.int64)
@@ -80,7 +86,8 @@ class Gossip(AgreesLate):
             return None
         rate = self.communication.rate(self.steps)
         topology = self._everybody if self.communication.reaches_all(self.steps) else self.topology
-        mixing = spoken(topology.round(number - 1), rate, self.seed, number, topology.symmetric) if rate > 0 else None
+        by_pairs = topology.symmetric or self.push_sum
+        mixing = spoken(topology.round(number - 1), rate, self.seed, number, by_pairs) if rate > 0 else None
         return mixing if mixing is not None and mixing.degree else None
 
     def count(self, mixing: Mixing) -> None:
@@ -94,10 +101,19 @@ class Gossip(AgreesLate):
     def land(self, flight: InFlight) -> Tensor:
         """What mixing adds to the vectors that were exchanged, ``[L, c·d]``."""
         flow: Tensor
-        flow, self._peer_distance = flight.take()
-        if not self._peer_distance.isfinite().all():
-            raise RuntimeError(f"diverged: after {self.steps} steps some worker's parameters are not finite any more")
+        flow, distance = flight.take()
+        self.measured(distance)
         return flow
+
+    def measured(self, distance: Tensor) -> None:
+        """Keep each worker's mean squared distance to its peers ``[L, 1]``, by which it is seen who is not finite any more.
+
+        Raises:
+            RuntimeError: if somebody's parameters are not.
+        """
+        self._peer_distance = distance
+        if not distance.isfinite().all():
+            raise RuntimeError(f"diverged: after {self.steps} steps some worker's parameters are not finite any more")
 
     def flow_now(self, mixing: Mixing, x: Tensor) -> Tensor:
         """Counted, exchanged and waited for."""
@@ -106,8 +122,11 @@ class Gossip(AgreesLate):
 
     def _flows(self, x: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
         """On the lane: the flows, and each worker's mean squared distance to its peers ``[L, 1]``."""
-        heard = self.lane.exchange(x, mixing)
-        weights = mixing.weights[self.world.positions].to(x)
+        return self.flows(self.lane.exchange(x, mixing), x, mixing.weights[self.world.positions])
+
+    def flows(self, heard: Tensor, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of vectors ``[L, k, c·d]`` that were heard, with ``weights [L, k]``, 0 for no peer."""
+        weights = weights.to(x)
         flow, distance = torch.zeros_like(x), x.new_zeros(len(x), 1)
         for place in range(heard.shape[1]):
             # One rounding per operation: kernels that fuse them round differently at the end of a row.
@@ -142,6 +161,11 @@ class Gossip(AgreesLate):
         return 1
 
     @property
+    def message_bytes(self) -> int:
+        """What a worker sends to each peer in a round."""
+        return self.vectors_sent * self.layout.numel * self.x.element_size()
+
+    @property
     def temporary_copies(self) -> float:
         """What was heard, a difference, and the flow."""
         return self.vectors_sent * (self._degree + 2.0)
@@ -149,11 +173,8 @@ class Gossip(AgreesLate):
     @property
     def description(self) -> str:
         """Who talks to whom, and what that costs."""
-        num_bytes = self.layout.numel * self.x.element_size()
-        sent, ddp = (
-            num_bytes * self._degree * self.vectors_sent,
-            self.period * all_reduce_wire_bytes(4 * self.layout.numel, self.world.size),
-        )
+        sent = self.message_bytes * self.topology.fan_out
+        ddp = self.period * all_reduce_wire_bytes(4 * self.layout.numel, self.world.size)
         every = "step" if self.period == 1 else f"{self.period} steps"
         share = f", {100 * sent / ddp:.3g}% of DDP's" if ddp else ""
         end = "; merged at the end" if self.merge else ""
@@ -163,6 +184,8 @@ class Gossip(AgreesLate):
 class GossipConfig(StrategyConfig):
     """What all gossip strategies have."""
 
+    push_sum: ClassVar[bool] = False
+    """Whether the strategy takes topologies that keep the mean only with weights that travel along."""
     topology: SerializeAsAny[TopologyConfig] = BaseGraphConfig()
     """Who talks to whom in a round."""
     communication: SerializeAsAny[CommunicationConfig] = AlwaysConfig()
@@ -180,6 +203,8 @@ class GossipConfig(StrategyConfig):
     def check_world(self, world_size: int) -> None:
         """The topology must allow so many workers."""
         self.topology.check_world(world_size)
+        if not self.push_sum:
+            check_keeps_mean(self.topology.build(world_size))
 
     def check_steps(self, steps: int) -> None:
         """Somebody must talk."""
