@@ -1,5 +1,6 @@
 """Gossip: no server, and no all-reduce but one merge at the end."""
 
+from disttrain.strategies.gossip.choco import Choco, ChocoConfig
 from disttrain.strategies.gossip.communication import (
     AlwaysConfig,
     CommunicationConfig,
@@ -16,6 +17,8 @@ from disttrain.strategies.gossip.tracking import GradientTracking, GradientTrack
 __all__ = [
     "DPSGD",
     "AlwaysConfig",
+    "Choco",
+    "ChocoConfig",
     "CommunicationConfig",
     "DPSGDConfig",
     "Gossip",

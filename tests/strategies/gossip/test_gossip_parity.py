@@ -1,6 +1,9 @@
 """Gossip over rows and over processes is the same bits, and goes on after an interruption as if there had been none."""
 
+from disttrain.compression.quantize import IdentityConfig, Int8Config, QSGDConfig
+from disttrain.compression.sparse import BlockTopKConfig, RandKConfig
 from disttrain.strategies.gossip import (
+    ChocoConfig,
     DPSGDConfig,
     GradientTrackingConfig,
     NoLoCoConfig,
@@ -14,6 +17,7 @@ from disttrain.topology import (
     OnePeerExponentialConfig,
     RandomMatchingConfig,
     RingConfig,
+    StarConfig,
 )
 from tests.strategies.trained import not_resumed_alike
 
@@ -30,6 +34,13 @@ STRATEGIES = {
     "matchings, now and then": DPSGDConfig(
         topology=RandomMatchingConfig(), communication=SometimesConfig(probability=0.5), period=3, merge=False
     ),
+    "choco, int8": ChocoConfig(compressor=Int8Config(), merge=False),
+    "choco, qsgd on a star": ChocoConfig(compressor=QSGDConfig(), topology=StarConfig(), period=2, merge=False),
+    "choco, a tenth by chance": ChocoConfig(compressor=RandKConfig(ratio=0.1), topology=ExponentialConfig(), merge=False),
+    "choco, a tenth": ChocoConfig(
+        compressor=BlockTopKConfig(ratio=0.1), topology=CompleteConfig(), consensus_lr=0.2, merge=False
+    ),
+    "choco, everything": ChocoConfig(compressor=IdentityConfig(), merge=False),
 }
 STEPS = 12
 
