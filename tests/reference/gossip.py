@@ -86,3 +86,16 @@ def choco(x0, W, updates, compress, period, gamma):
             x = x + gamma * np.array([sum(W[i, j] * (replicas[i, j] - replicas[i, i]) for j in range(n)) for i in range(n)])
         trace.append(x)
     return np.array(trace), replicas[0]
+
+
+def gradient_push(x0, matrices, updates):
+    """Stochastic gradient push; arguments as of :func:`dpsgd`. Returns models ``[steps, n, d]`` and weights ``[steps, n]``."""
+    n = len(matrices[0])
+    x, w, z, trace, weights = np.repeat(x0[None], n, axis=0), np.ones(n), np.repeat(x0[None], n, axis=0), [], []
+    for step in range(1, len(matrices)):
+        x = matrices[step] @ (x - updates(step, z))
+        w = matrices[step] @ w
+        z = x / w[:, None]
+        trace.append(z)
+        weights.append(w)
+    return np.array(trace), np.array(weights)

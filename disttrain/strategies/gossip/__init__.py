@@ -10,6 +10,7 @@ from disttrain.strategies.gossip.communication import (
 )
 from disttrain.strategies.gossip.dpsgd import DPSGD, DPSGDConfig
 from disttrain.strategies.gossip.engine import Gossip, GossipConfig
+from disttrain.strategies.gossip.gradient_push import StochasticGradientPush, StochasticGradientPushConfig
 from disttrain.strategies.gossip.noloco import NoLoCo, NoLoCoConfig
 from disttrain.strategies.gossip.quasi_global import QuasiGlobalMomentum, QuasiGlobalMomentumConfig
 from disttrain.strategies.gossip.tracking import GradientTracking, GradientTrackingConfig
@@ -30,6 +31,8 @@ __all__ = [
     "QuasiGlobalMomentum",
     "QuasiGlobalMomentumConfig",
     "SometimesConfig",
+    "StochasticGradientPush",
+    "StochasticGradientPushConfig",
     "WindowConfig",
     "communications",
 ]

@@ -9,6 +9,7 @@ from disttrain.strategies.gossip import (
     NoLoCoConfig,
     QuasiGlobalMomentumConfig,
     SometimesConfig,
+    StochasticGradientPushConfig,
 )
 from disttrain.topology import (
     BaseGraphConfig,
@@ -16,6 +17,7 @@ from disttrain.topology import (
     ExponentialConfig,
     OnePeerExponentialConfig,
     RandomMatchingConfig,
+    RandomPushConfig,
     RingConfig,
     StarConfig,
 )
@@ -41,6 +43,11 @@ STRATEGIES = {
         compressor=BlockTopKConfig(ratio=0.1), topology=CompleteConfig(), consensus_lr=0.2, merge=False
     ),
     "choco, everything": ChocoConfig(compressor=IdentityConfig(), merge=False),
+    "push": StochasticGradientPushConfig(merge=False),
+    "push, now and then": StochasticGradientPushConfig(
+        topology=RandomPushConfig(k=2), communication=SometimesConfig(probability=0.5), period=2, merge=False
+    ),
+    "push along a ring": StochasticGradientPushConfig(topology=RingConfig(), merge=False),
 }
 STEPS = 12
 
@@ -50,7 +57,7 @@ def test_every_topology(parity):
 
 
 def test_the_merge(parity):
-    parity(DPSGDConfig(topology=RingConfig()).build, sizes=(2, 4), tolerance=1e-7)
+    parity(DPSGDConfig(topology=RingConfig()).build, StochasticGradientPushConfig().build, sizes=(2, 4), tolerance=1e-7)
 
 
 def test_resuming_is_bitwise(workers):
