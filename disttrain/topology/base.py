@@ -121,7 +121,7 @@ def check_keeps_mean(topology: Topology) -> None:
     """Raise ValueError unless workers that mix by this topology keep their mean without further ado."""
     if not topology.doubly_stochastic:
         raise ValueError(
-            f"by {topology.name} {topology.size} workers lose the mean of all models, for some are heard more than others; "
+            f"under {topology.name}, {topology.size} workers lose the mean of all models, for some are heard more than others; "
             "take random_matching, base_graph or exponential; or strategy stochastic_gradient_push, which weighs models by it"
         )
 

@@ -46,7 +46,7 @@ def test_some_keep_the_mean_and_some_are_refused_with_a_way_out(kind):
     if topology.doubly_stochastic:
         kinds.base.check_keeps_mean(topology)
     else:
-        with pytest.raises(ValueError, match=r"by random_push 8 workers lose the mean.*take random_matching.*gradient_push"):
+        with pytest.raises(ValueError, match=r"under random_push, 8 workers lose the mean.*take random_matching.*gradient_push"):
             kinds.base.check_keeps_mean(topology)
 
 

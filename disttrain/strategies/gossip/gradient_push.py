@@ -9,6 +9,8 @@ does not push it keeps), x a worker's numerator and w its weight, 1 at first, th
 a local step moves z by u / w, and a push is a mixing of z whose weights a_ij = P_ij w_j / Σ_k P_ik w_k sum to 1, so that equal
 models stay equal to the last bit. Where P is doubly stochastic, w stays 1 and this is D-PSGD, adapting before it combines.
 
+Steps are divided by w, so what keeps w from becoming small keeps them stable: pushes to several, as ``random_push`` by default.
+
 The deviation from the paper: w travels in float64 at the end of the message, whatever the parameters' dtype.
 """
 

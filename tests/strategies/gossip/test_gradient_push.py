@@ -20,7 +20,7 @@ from tests.reference.gossip import gradient_push
 from tests.strategies.gossip.dense import TOPOLOGIES
 from tests.strategies.local_updates.drive import GAMMA, begun, close, local_step, quadratic, recorded, run, start
 
-ONE_WAY = [RandomPushConfig(), RandomPushConfig(k=2)]
+ONE_WAY = [RandomPushConfig(k=1), RandomPushConfig(k=2)]
 SCHEDULES = [AlwaysConfig(), SometimesConfig(probability=0.4), WindowConfig(start=3, stop=7, outside=0.3)]
 
 
@@ -103,7 +103,7 @@ def test_models_come_to_the_mean_of_all(topology, communication):
 
 
 def test_equal_models_stay_equal_to_the_last_bit():
-    strategy = StochasticGradientPush(topology=RandomPushConfig())
+    strategy = StochasticGradientPush(topology=RandomPushConfig(k=1))
     strategy = begun(strategy, 7, start(0, 5), dtype=torch.float32)
     first = strategy.x.clone()
     for step in range(1, 30):
@@ -114,7 +114,7 @@ def test_equal_models_stay_equal_to_the_last_bit():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_are_exact_whatever_the_parameters_are(dtype):
-    strategy = begun(StochasticGradientPush(topology=RandomPushConfig()), 6, np.zeros(5), dtype=dtype)
+    strategy = begun(StochasticGradientPush(topology=RandomPushConfig(k=1)), 6, np.zeros(5), dtype=dtype)
     for _ in range(200):
         strategy.before_step()
         strategy.x += torch.full_like(strategy.x, 2.0**-8)
@@ -124,7 +124,7 @@ def test_weights_are_exact_whatever_the_parameters_are(dtype):
 
 def test_worker_0_alone_if_nothing_is_merged():
     gradient, x0 = quadratic(0, 4, 3), start(0, 3)
-    strategy = StochasticGradientPush(topology=RandomPushConfig(), merge=False)
+    strategy = StochasticGradientPush(topology=RandomPushConfig(k=1), merge=False)
     trace, own = run(strategy, gradient, x0, 4, 6)
     assert close(own, trace[-1][0])
     assert strategy.metrics["push_weight"] == strategy.local["weight"][0]
@@ -142,7 +142,7 @@ def test_what_is_sent_is_model_and_weight_to_each_that_is_pushed_to():
 
 
 def test_now_and_then_links_are_drawn_one_by_one():
-    strategy = StochasticGradientPush(topology=RandomPushConfig(), communication=SometimesConfig(probability=0.5))
+    strategy = StochasticGradientPush(topology=RandomPushConfig(k=1), communication=SometimesConfig(probability=0.5))
     begun(strategy, 8, np.zeros(2))
     said = set()
     for step in range(1, 40):
@@ -157,13 +157,13 @@ def test_a_worker_whose_parameters_are_not_finite_ends_it():
         return np.full_like(x, np.inf) if (worker, step) == (1, 3) else np.zeros_like(x)
 
     with pytest.raises(RuntimeError, match="diverged: after 3 steps some worker's parameters are not finite any more"):
-        run(StochasticGradientPush(topology=RandomPushConfig()), explodes, np.zeros(3), 4, 6)
+        run(StochasticGradientPush(topology=RandomPushConfig(k=1)), explodes, np.zeros(3), 4, 6)
 
 
 def test_strategies_without_weights_refuse_what_does_not_keep_the_mean():
-    message = r"by random_push 5 workers lose the mean.*; take random_matching, .*; or strategy stochastic_gradient_push"
+    message = r"under random_push, 5 workers lose the mean.*; take random_matching, .*; or strategy stochastic_gradient_push"
     with pytest.raises(ValueError, match=message):
-        begun(DPSGD(topology=RandomPushConfig()), 5, np.zeros(3))
+        begun(DPSGD(topology=RandomPushConfig(k=1)), 5, np.zeros(3))
     with pytest.raises(ValueError, match=message):
-        DPSGDConfig(topology=RandomPushConfig()).check_world(5)
+        DPSGDConfig(topology=RandomPushConfig(k=1)).check_world(5)
     StochasticGradientPushConfig().check_world(5)
