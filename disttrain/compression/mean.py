@@ -13,7 +13,6 @@ import torch
 from pydantic import SerializeAsAny, ValidationInfo, field_validator
 from torch import Tensor
 
-from disttrain import random
 from disttrain.component import Config
 from disttrain.compression.base import Compressor, CompressorConfig, compressors
 from disttrain.compression.exchange import (
@@ -30,6 +29,7 @@ from disttrain.compression.exchange import (
 )
 from disttrain.compression.feedback import EF14, EF14Config, Feedback, FeedbackConfig, feedbacks
 from disttrain.compression.memory import Memory
+from disttrain.compression.parameterwise import draw_keys
 from disttrain.compression.power_sgd import PowerSGD
 from disttrain.compression.sparse import BlockTopKConfig
 from disttrain.parameters import Layout, Unit
@@ -125,8 +125,7 @@ class CompressedMean:
         return x if self._own_weights is None else (x / self._own_weights).to(self._dtype)
 
     def _keys(self, unit: Unit, device: torch.device) -> Tensor:
-        seed = random.key(self.seed, random.Stream.COMPRESSION, self._numbers[unit.name])
-        return random.key(seed, random.Stream.COMPRESSION, int(self.exchanges), self.world.ids).to(device)
+        return draw_keys(self.seed, self._numbers[unit.name], int(self.exchanges), self.world.ids).to(device)
 
     # --- states ------------------------------------------------------------------------------------------------------
 

@@ -7,13 +7,14 @@
 
 Which one: for any number of workers `base_graph`, which is exact after finitely many rounds; `random_matching` where workers come
 and go. `one_peer_exponential` is as cheap and exact for powers of two, but one-way: not for late or lost workers. The static
-graphs are for networks whose links are given.
+graphs are for networks whose links are given. `random_push`, and `edges` of one direction, keep the mean only with weights that
+travel along: `doubly_stochastic` says so.
 """
 
 from disttrain.topology.base import Topology, TopologyConfig, topologies
 from disttrain.topology.base_graphs import BaseGraphConfig, base_graph
 from disttrain.topology.colouring import edge_colouring, matchings
-from disttrain.topology.mixing import Mixing, damped, in_sites, restrict
+from disttrain.topology.mixing import Mixing, Push, damped, in_sites, restrict
 from disttrain.topology.one_peer import (
     OnePeerExponentialConfig,
     OnePeerHypercubeConfig,
@@ -23,6 +24,7 @@ from disttrain.topology.one_peer import (
     random_matching,
 )
 from disttrain.topology.plot import plot_topology
+from disttrain.topology.random_push import RandomPushConfig, random_push
 from disttrain.topology.static import (
     CompleteConfig,
     EdgesConfig,
@@ -50,7 +52,9 @@ __all__ = [
     "Mixing",
     "OnePeerExponentialConfig",
     "OnePeerHypercubeConfig",
+    "Push",
     "RandomMatchingConfig",
+    "RandomPushConfig",
     "RingConfig",
     "StarConfig",
     "Topology",
@@ -70,6 +74,7 @@ __all__ = [
     "one_peer_hypercube",
     "plot_topology",
     "random_matching",
+    "random_push",
     "restrict",
     "ring",
     "star",

@@ -4,7 +4,8 @@ A topology needs no process group and keeps no state, so that it can be drawn, c
 :meth:`Topology.round`; the rest follows.
 
 Every round's matrix W is doubly stochastic: nonnegative, with rows that sum to 1 (equal models stay as they are) and columns that
-sum to 1 (the mean over the workers stays what it is).
+sum to 1 (the mean over the workers stays what it is). A topology of one-way links that has columns only says so by
+:attr:`Topology.doubly_stochastic`; strategies refuse it, but for those that carry weights along.
 """
 
 from __future__ import annotations
@@ -44,14 +45,19 @@ class Topology:
         return max(mixing.degree for mixing in self._typical)
 
     @property
-    def most_receivers(self) -> int:
-        """The most peers that hear one worker in a round: how many models it sends."""
-        return max(int(np.bincount(mixing.links.senders, minlength=1).max()) for mixing in self._typical)
-
-    @property
     def symmetric(self) -> bool:
         """Whether, in every round, whoever hears from a peer is heard by it, with the same weight."""
         return all(mixing.is_symmetric for mixing in self._typical)
+
+    @property
+    def fan_out(self) -> int:
+        """The most peers that a worker sends to in one round: how many messages that costs it."""
+        return max(int(np.bincount(mixing.links.senders, minlength=self.size).max()) for mixing in self._typical)
+
+    @property
+    def doubly_stochastic(self) -> bool:
+        """Whether every round's rows sum to 1 as its columns do."""
+        return all(mixing.is_doubly_stochastic for mixing in self._typical)
 
     @property
     def links(self) -> Links:
@@ -109,6 +115,15 @@ class Periodic(Topology):
 def periodic(name: str, size: int, *rounds: Links) -> Topology:
     """The topology that goes through these rounds, over and over; one round without any link, if there are none."""
     return Periodic(name, size, tuple(Mixing.of(size, links) for links in rounds or (together(()),)))
+
+
+def check_keeps_mean(topology: Topology) -> None:
+    """Raise ValueError unless workers that mix by this topology keep their mean without further ado."""
+    if not topology.doubly_stochastic:
+        raise ValueError(
+            f"under {topology.name}, {topology.size} workers lose the mean of all models, for some are heard more than others; "
+            "take random_matching, base_graph or exponential; or strategy stochastic_gradient_push, which weighs models by it"
+        )
 
 
 def check_workers(name: str, n: int) -> None:

@@ -114,12 +114,45 @@ class Mixing(MixingRound):
             and np.array_equal(weights[forth], weights[back])
         )
 
+    @property
+    def kept(self) -> Floats:
+        """What each worker keeps of itself if the weights are shares that senders give away: 1 − Σ_i w_ij, float64 ``[size]``."""
+        _, senders, weights = self.links
+        given: Floats = np.bincount(senders, weights, minlength=self.size).astype(np.float64)
+        return 1 - given
+
+    @property
+    def is_doubly_stochastic(self) -> bool:
+        """Whether what a worker gives away is what it makes room for, so that the mean over workers stays what it is."""
+        heard = self.weights.numpy().sum(1)
+        return bool(np.abs(1 - heard - self.kept).max(initial=0) <= 1e-12)
+
     def matrix(self) -> Floats:
         """W, float64 ``[size, size]``: row i is what worker i makes of everybody."""
         receivers, senders, weights = self.links
         W = np.zeros((self.size, self.size))
         W[receivers, senders] = weights
         W[np.diag_indices(self.size)] = 1 - W.sum(1)
+        return W
+
+
+@dataclass(frozen=True, eq=False)
+class Push(Mixing):
+    """A round in which every worker gives shares of itself away: W_jj = 1 − Σ_i w_ij is what it keeps.
+
+    Columns of W sum to 1, so the sum over the workers stays; rows need not, so that equal models may become different. Only an
+    algorithm that carries weights along makes sense of it.
+    """
+
+    @classmethod
+    def equally(cls, size: int, receivers: Ints, senders: Ints) -> Self:
+        """Every sender keeps as much as each of its receivers gets."""
+        return cls.of(size, Links(receivers, senders, 1 / (1 + np.bincount(senders, minlength=size))[senders]))
+
+    def matrix(self) -> Floats:
+        """W, float64 ``[size, size]``: column j is where worker j goes."""
+        W = super().matrix()
+        W[np.diag_indices(self.size)] = self.kept
         return W
 
 

@@ -103,3 +103,40 @@ def triggered(x0, matrices, updates, threshold, relative):
         trace.append(x)
         spoke.append(said)
     return np.array(trace), np.array(spoke)
+
+
+def choco(x0, W, updates, compress, period, gamma):
+    """CHOCO-SGD, every worker with a replica of each worker; returns parameters ``[steps, n, d]`` and replicas ``[n, d]``.
+
+    Args:
+        x0: ``[d]``, where all workers and all replicas start.
+        W: ``[n, n]``, the mixing after each round.
+        updates: as above; its first argument goes from 1 to the number of steps.
+        compress: ``compress(step, worker, vector [d])``.
+        period: steps in a round.
+        gamma: the share of the way.
+    """
+    n, steps = len(W), updates.steps
+    x, trace = np.repeat(x0[None], n, axis=0), []
+    replicas = np.repeat(x[None], n, axis=0)  # [holder, of whom, d]
+    for step in range(1, steps + 1):
+        x = x - updates(step, x)
+        if step % period == 0:
+            q = np.array([compress(step, i, x[i] - replicas[i, i]) for i in range(n)])
+            replicas = replicas + q[None]
+            x = x + gamma * np.array([sum(W[i, j] * (replicas[i, j] - replicas[i, i]) for j in range(n)) for i in range(n)])
+        trace.append(x)
+    return np.array(trace), replicas[0]
+
+
+def gradient_push(x0, matrices, updates):
+    """Stochastic gradient push; arguments as of :func:`dpsgd`. Returns models ``[steps, n, d]`` and weights ``[steps, n]``."""
+    n = len(matrices[0])
+    x, w, z, trace, weights = np.repeat(x0[None], n, axis=0), np.ones(n), np.repeat(x0[None], n, axis=0), [], []
+    for step in range(1, len(matrices)):
+        x = matrices[step] @ (x - updates(step, z))
+        w = matrices[step] @ w
+        z = x / w[:, None]
+        trace.append(z)
+        weights.append(w)
+    return np.array(trace), np.array(weights)

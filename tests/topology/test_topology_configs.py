@@ -29,7 +29,7 @@ def test_a_name_builds_what_the_function_of_that_name_makes(name):
 def test_all_kinds_have_a_name():
     assert set(topologies.names()) == {
         *("ring", "torus", "hypercube", "exponential", "one_peer_exponential", "one_peer_hypercube"),
-        *("random_matching", "base_graph", "star", "complete", "edges"),
+        *("random_matching", "random_push", "base_graph", "star", "complete", "edges"),
     }
 
 

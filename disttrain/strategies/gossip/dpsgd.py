@@ -139,7 +139,9 @@ class DPSGD(Gossip):
     def _mix_late(self, late: LateFlows, number: int) -> None:
         arrived = late.take(number)
         if arrived is not None:
-            self.x += self.landed(*arrived)
+            flow, distance = arrived
+            self.measured(distance)
+            self.x += flow
 
     @property
     def gradient_lanes(self) -> Sequence[Lane]:

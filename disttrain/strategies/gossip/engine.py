@@ -9,7 +9,7 @@ same two vectors, so the sum over all workers is kept, up to rounding, even wher
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, NotRequired, Self, TypedDict
+from typing import Any, ClassVar, NotRequired, Self, TypedDict
 
 import torch
 from pydantic import Field, SerializeAsAny, model_validator
@@ -21,6 +21,7 @@ from disttrain.strategies.base import StrategyConfig
 from disttrain.strategies.gossip.communication import AlwaysConfig, CommunicationConfig, Costs, communications, spoken
 from disttrain.strategies.gossip.trigger import Known, Trigger, squared_length
 from disttrain.topology import BaseGraphConfig, Mixing, Topology, TopologyConfig, complete, in_sites, topologies
+from disttrain.topology.base import check_keeps_mean
 from disttrain.worlds.groups import Groups
 from disttrain.worlds.in_flight import InFlight
 from disttrain.worlds.traffic import all_reduce_wire_bytes
@@ -49,8 +50,10 @@ class Gossip(AgreesLate):
         ValueError: unless the period is positive; in :meth:`begin`, if the topology does not allow so many workers.
     """
 
-    adds_flows = False
+    adds_flows: ClassVar[bool] = False
     """Whether workers go where mixing takes the parameters that were exchanged: a trigger reckons with it."""
+    push_sum: ClassVar[bool] = False
+    """Whether weights travel along, so that a round, or a part of one, need not keep the mean of models by itself."""
 
     def __init__(
         self, topology: TopologyConfig, communication: CommunicationConfig | None = None, period: int = 1, merge: bool = True
@@ -68,6 +71,8 @@ class Gossip(AgreesLate):
         self.groups = Groups(world, self.group_size) if self.group_size > 1 else None
         self.topology = self._topology.build(world.size // self.group_size, seed)
         self.communication.check_topology(self.topology)
+        if not self.push_sum:
+            check_keeps_mean(self.topology)
         if self.trigger is not None:
             self.trigger.begin(x)
         self._degree = self.topology.degree
@@ -93,7 +98,8 @@ class Gossip(AgreesLate):
             return None
         rate = self._schedule.rate(self.steps)
         topology = self._everybody if self._schedule.reaches_all(self.steps) else self.topology
-        mixing = spoken(topology.round(number - 1), rate, self.seed, number, topology.symmetric) if rate > 0 else None
+        by_pairs = topology.symmetric or self.push_sum
+        mixing = spoken(topology.round(number - 1), rate, self.seed, number, by_pairs) if rate > 0 else None
         return mixing if mixing is not None and mixing.degree else None
 
     def count(self, mixing: Mixing) -> None:
@@ -110,21 +116,22 @@ class Gossip(AgreesLate):
 
     def land(self, flight: InFlight) -> Tensor:
         """What mixing adds to the vectors that were exchanged, ``[L, c·d]``."""
-        flow, distance, *measured = flight.take()
+        flow: Tensor
+        flow, distance, *known = flight.take()
         if self.trigger is not None:
-            self.trigger.land(distance >= 0, *measured)
-        return self.landed(flow, distance)
+            self.trigger.land(distance >= 0, *known)
+        self.measured(distance)
+        return flow
 
-    def landed(self, flow: Tensor, distance: Tensor) -> Tensor:
-        """The flow ``[L, c·d]``, after a look at the distances ``[L, 1]`` that came with it.
+    def measured(self, distance: Tensor) -> None:
+        """Keep each worker's mean squared distance to its peers ``[L, 1]``, −1 of who has none: who is not finite shows in it.
 
         Raises:
-            RuntimeError: if some worker's parameters are not finite.
+            RuntimeError: if somebody's parameters are not.
         """
         self._peer_distance = torch.where(distance < 0, self._peer_distance, distance)
         if not self._peer_distance.isfinite().all():
             raise RuntimeError(f"diverged: after {self.steps} steps some worker's parameters are not finite any more")
-        return flow
 
     def flow_now(self, mixing: Mixing, x: Tensor) -> Tensor:
         """Counted, exchanged and waited for."""
@@ -135,7 +142,7 @@ class Gossip(AgreesLate):
         """On the lane: the flows, and each worker's mean squared distance to its peers ``[L, 1]``; −1 where it has none."""
         part = self._own_part(x)
         heard = self.lane.exchange(part, mixing)
-        return self._flows_of(part, heard, mixing.weights[self.world.positions])
+        return self.flows(part, heard, mixing.weights[self.world.positions])
 
     def _flows_called_for(self, x: Tensor, mixing: Mixing, trigger: Trigger, known: Known) -> tuple[Any, ...]:
         """The same, of pairs that find themselves far apart; what is known then, and what was estimated ``[L, 1]``."""
@@ -143,11 +150,11 @@ class Gossip(AgreesLate):
         estimate = trigger.estimate(own, known, self.topology.size)
         part = self._own_part(x)
         heard, weights = trigger.exchange(self.lane, part, mixing, estimate)
-        flow, distance = self._flows_of(part, heard, weights)
+        flow, distance = self.flows(part, heard, weights)
         known = trigger.measured(own + flow[:, : self.layout.d], distance, weights, known, self.topology.size)
         return flow, distance, known, estimate
 
-    def _flows_of(self, x: Tensor, heard: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def flows(self, x: Tensor, heard: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Of vectors ``heard [L, k, b]``, which count by ``weights [L, k]``; in groups, of parts, to the flows of wholes."""
         weights = weights.to(x)
         flow, distance = torch.zeros_like(x), x.new_zeros(len(x), 1)
@@ -198,11 +205,16 @@ class Gossip(AgreesLate):
         return 1
 
     @property
+    def message_bytes(self) -> int:
+        """What a worker sends to each peer in a round, outside of groups."""
+        return self.vectors_sent * self.layout.d * self.x.element_size()
+
+    @property
     def _costs(self) -> Costs:
-        d, entry = self.x.shape[1], self.x.element_size()
-        messages = self.vectors_sent * self.topology.most_receivers
+        d, entry = self.layout.d, self.x.element_size()
+        messages = self.topology.fan_out
         if self.groups is None:
-            round_bytes, merge_bytes = messages * d * entry, all_reduce_wire_bytes(d * entry, self.world.size)
+            round_bytes, merge_bytes = messages * self.message_bytes, all_reduce_wire_bytes(d * entry, self.world.size)
         else:
             part = self.groups.part_size(d)
             round_bytes = entry * (messages * part + (self.group_size - 1) * (part + 1)) if messages else 0
@@ -229,6 +241,8 @@ class Gossip(AgreesLate):
 class GossipConfig(StrategyConfig):
     """What all gossip strategies have."""
 
+    push_sum: ClassVar[bool] = False
+    """Whether the strategy takes topologies that keep the mean only with weights that travel along."""
     topology: SerializeAsAny[TopologyConfig] = BaseGraphConfig()
     """Who talks to whom in a round."""
     communication: SerializeAsAny[CommunicationConfig] = AlwaysConfig()
@@ -251,7 +265,10 @@ class GossipConfig(StrategyConfig):
     def check_world(self, world_size: int) -> None:
         """The topology must allow so many workers, and suit how they talk."""
         self.topology.check_world(world_size)
-        self.communication.check_topology(self.topology.build(world_size))
+        topology = self.topology.build(world_size)
+        self.communication.check_topology(topology)
+        if not self.push_sum:
+            check_keeps_mean(topology)
 
     def check_steps(self, steps: int) -> None:
         """Somebody must talk."""

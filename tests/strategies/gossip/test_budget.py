@@ -95,9 +95,9 @@ def test_whoever_sends_most_counts(topology: TopologyConfig):
         for t in range(built.period or 1):
             round = built.round(t)
             most = max(most, *(len(round.receivers(worker)) for worker in range(n)))
-        assert built.most_receivers == most
+        assert built.fan_out == most
     known = {CompleteConfig(): 7, ExponentialConfig(): 3, OnePeerExponentialConfig(): 1}
-    assert {config: config.build(8).most_receivers for config in known} == known
+    assert {config: config.build(8).fan_out for config in known} == known
 
 
 def test_too_small_a_budget():

@@ -1,13 +1,17 @@
 """Gossip over rows and over processes is the same bits, and goes on after an interruption as if there had been none."""
 
+from disttrain.compression.quantize import IdentityConfig, Int8Config, QSGDConfig
+from disttrain.compression.sparse import BlockTopKConfig, RandKConfig
 from disttrain.strategies.gossip import (
     DPSGD,
     BudgetConfig,
+    ChocoConfig,
     DPSGDConfig,
     GradientTrackingConfig,
     NoLoCoConfig,
     QuasiGlobalMomentumConfig,
     SometimesConfig,
+    StochasticGradientPushConfig,
     TriggeredConfig,
 )
 from disttrain.topology import (
@@ -16,7 +20,9 @@ from disttrain.topology import (
     ExponentialConfig,
     OnePeerExponentialConfig,
     RandomMatchingConfig,
+    RandomPushConfig,
     RingConfig,
+    StarConfig,
 )
 from tests.strategies.trained import not_resumed_alike
 
@@ -60,6 +66,18 @@ STRATEGIES = {
     "matchings, now and then": DPSGDConfig(
         topology=RandomMatchingConfig(), communication=SometimesConfig(probability=0.5), period=3, merge=False
     ),
+    "choco, int8": ChocoConfig(compressor=Int8Config(), merge=False),
+    "choco, qsgd on a star": ChocoConfig(compressor=QSGDConfig(), topology=StarConfig(), period=2, merge=False),
+    "choco, a tenth by chance": ChocoConfig(compressor=RandKConfig(ratio=0.1), topology=ExponentialConfig(), merge=False),
+    "choco, a tenth": ChocoConfig(
+        compressor=BlockTopKConfig(ratio=0.1), topology=CompleteConfig(), consensus_lr=0.2, merge=False
+    ),
+    "choco, everything": ChocoConfig(compressor=IdentityConfig(), merge=False),
+    "push": StochasticGradientPushConfig(topology=RandomPushConfig(k=1), merge=False),
+    "push, now and then": StochasticGradientPushConfig(
+        topology=RandomPushConfig(k=2), communication=SometimesConfig(probability=0.5), period=2, merge=False
+    ),
+    "push along a ring": StochasticGradientPushConfig(topology=RingConfig(), merge=False),
 }
 
 
@@ -68,7 +86,12 @@ def test_every_topology(parity):
 
 
 def test_the_merge(parity):
-    parity(DPSGDConfig(topology=RingConfig()).build, sizes=(2, 4), tolerance=1e-7)
+    parity(
+        DPSGDConfig(topology=RingConfig()).build,
+        StochasticGradientPushConfig(topology=RandomPushConfig(k=1)).build,
+        sizes=(2, 4),
+        tolerance=1e-7,
+    )
 
 
 SITES = {
