@@ -12,7 +12,7 @@ started on a lane obeys two rules, which are what makes rows and processes equal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,6 +80,13 @@ class World(Protocol):
 
     def exchange(self, x: Tensor, round: MixingRound) -> Tensor:
         """What a worker's k peers of this round sent: ``[L, b]`` to ``[L, k, b]``."""
+
+    def exchange_by_rows(self, x: Tensor, round: MixingRound) -> Iterator[tuple[slice, Tensor]]:
+        """The same, some of the workers that live here after the others: slices of rows, and what these heard, ``[r, k, b]``.
+
+        For whoever needs each worker's peers only once: what all workers hear may be more than memory holds, and what a few
+        hear is still in the cache when it is read. To be read to its end.
+        """
 
     def broadcast(self, x: Tensor) -> Tensor:
         """Worker 0's row: ``[L, d]`` to ``[1, d]``."""

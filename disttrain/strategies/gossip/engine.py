@@ -106,14 +106,15 @@ class Gossip(AgreesLate):
 
     def _flows(self, x: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
         """On the lane: the flows, and each worker's mean squared distance to its peers ``[L, 1]``."""
-        heard = self.lane.exchange(x, mixing)
         weights = mixing.weights[self.world.positions].to(x)
-        flow, distance = torch.zeros_like(x), x.new_zeros(len(x), 1)
-        for place in range(heard.shape[1]):
-            # One rounding per operation: kernels that fuse them round differently at the end of a row.
-            difference = heard[:, place] - x
-            distance += difference[:, : self.layout.d].square().sum(-1, keepdim=True)
-            flow += difference.mul_(weights[:, place : place + 1])
+        flow, distance = torch.empty_like(x), x.new_zeros(len(x), 1)
+        for rows, heard in self.lane.exchange_by_rows(x, mixing):
+            own, sum_, given = x[rows], flow[rows].zero_(), weights[rows]
+            for place in range(heard.shape[1]):
+                # One rounding per operation: kernels that fuse them round differently at the end of a row.
+                difference = heard[:, place].sub_(own)
+                distance[rows] += difference[:, : self.layout.d].square().sum(-1, keepdim=True)
+                sum_ += difference.mul_(given[:, place : place + 1])
         peers = (weights != 0).sum(-1, keepdim=True)
         return flow, torch.where(peers > 0, distance / peers.clamp(min=1), self._peer_distance)
 
@@ -143,8 +144,8 @@ class Gossip(AgreesLate):
 
     @property
     def temporary_copies(self) -> float:
-        """What was heard, a difference, and the flow."""
-        return self.vectors_sent * (self._degree + 2.0)
+        """The flow; and what one worker hears, which is as much again if that is everybody."""
+        return self.vectors_sent * 2.0
 
     @property
     def description(self) -> str:
