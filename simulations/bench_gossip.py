@@ -2,17 +2,17 @@
 
     python simulations/bench_gossip.py [--workers 100 1000 4000] [--turns 7]
 
-The 4,810-parameter MLP on digits, 16 samples a step and worker, SGD with momentum; dpsgd mixes after every step with one peer
-(one_peer_exponential, adapt_then_combine). A round must at least read every worker's parameters, read its peer's and write the sum:
+The 4,810-parameter MLP on digits, 16 samples a step and worker, SGD with momentum, gradients by vmap; dpsgd mixes after every
+step with one peer (one_peer_exponential, adapt_then_combine). A round must at least read every worker's parameters, read its
+peer's and write the sum:
 
     bound = 3 · workers · parameters · 4 B / bandwidth of a copy of 256 MB, which is read and written
 
-Sizes take turns with the copy in one process of one thread; medians. All seconds are the processor's, so that a busy machine counts
-as little as can be: other processes take nothing but cache and memory bandwidth, the copy's as well. Parameters of up to a
-thousand workers, 19 MB, are in the cache when they are mixed, so that the bound, which is the memory's, can be beaten there.
+Sizes take turns with the copy in one process of one thread; medians. All seconds are the processor's, so that a busy machine
+counts as little as can be: other processes take nothing but their part of cache and memory bandwidth, as they do from the copy.
 THP_MEM_ALLOC_ENABLE=1, a setting of torch, spares the system most of the work of handing out fresh memory.
 
-Writes docs/gossip_bench.json.
+Writes docs/gossip_bench.json; with that setting, docs/gossip_bench_huge_pages.json.
 """
 
 from __future__ import annotations
@@ -95,13 +95,11 @@ def main() -> None:
     rows = [Row.of(workers, own) for workers, own in turns.items()]
     huge = os.environ.get("THP_MEM_ALLOC_ENABLE") == "1"
     print(f"copy {median(bandwidths) / 1e9:.1f} GB/s; load {load:.0f} to {os.getloadavg()[0]:.0f}; huge pages: {huge}")
-    print(
-        f"{'workers':>7} {'step':>10} {'round':>10} {'schedule':>10} {'bound':>10} {'times':>6} {'share':>6} {'worker-steps/s':>14}"
-    )
+    print(f"{'workers':>7} {'step':>10} {'round':>10} {'schedule':>10} {'bound':>10} {'times':>6} {'share':>6} {'steps/s':>8}")
     for row in rows:
         print(f"{row.workers:>7,} {1e3 * row.step_seconds:>7.1f} ms {1e3 * row.round_seconds:>7.2f} ms "
               f"{1e3 * row.schedule_seconds:>7.2f} ms {1e3 * row.bound_seconds:>7.2f} ms {row.times_the_bound:>6.1f} "
-              f"{row.share_of_step:>6.0%} {row.worker_steps_per_second:>14,.0f}")  # fmt: skip
+              f"{row.share_of_step:>6.0%} {row.worker_steps_per_second:>8,.0f}")  # fmt: skip
     report = {"machine": machine(), "load": [load, os.getloadavg()[0]], "copy_bytes_per_second": median(bandwidths),
               "huge_pages": huge, "rows": [asdict(row) for row in rows]}  # fmt: skip
     name = "gossip_bench_huge_pages.json" if huge else "gossip_bench.json"
@@ -113,7 +111,7 @@ def measure(workers: list[int], num_turns: int, folder: Path) -> tuple[dict[int,
     simulations, turns, bandwidths = {}, {n: Turns() for n in workers}, []
     for n in workers:
         (folder / str(n)).mkdir()
-        simulations[n] = prepare(n, [*GOSSIP, f"training.batch_size={BATCH * n}", "launch.threads=1"], folder / str(n))
+        simulations[n] = prepare(n, [*GOSSIP, f"training.batch_size={BATCH * n}", "launch.threads=1"], folder / str(n), "vmap")
     source, target = torch.ones(COPY_FLOATS), torch.zeros(COPY_FLOATS)
     for turn in range(num_turns + 1):
         for n, simulation in simulations.items():
