@@ -28,6 +28,7 @@ from disttrain.config import LoadedConfig, load_config
 from disttrain.launch.shutdown import StopRequest
 from disttrain.launch.start import start_cpu
 from disttrain.recording.folder import RunFolder
+from disttrain.simulation.gradients import Method
 from disttrain.simulation.run import SimulateOptions, Simulation
 
 CONFIG = """
@@ -66,14 +67,14 @@ def main() -> None:
         subprocess.run(command, check=True)
 
 
-def prepare(workers: int, overrides: list[str], folder: Path) -> Simulation:
-    """A simulation of the config above."""
+def prepare(workers: int, overrides: list[str], folder: Path, gradients: Method | None = None) -> Simulation:
+    """A simulation of the config above, with the fastest or the given way to compute gradients."""
     (folder / "bench.yaml").write_text(CONFIG)
     loaded: LoadedConfig = load_config(folder / "bench.yaml", overrides)
     run_folder = RunFolder(folder / "run")
     run_folder.claim(resume=True)
     with contextlib.redirect_stdout(io.StringIO()):  # what a run says at its start
-        return Simulation(loaded, SimulateOptions(workers), run_folder, StopRequest())
+        return Simulation(loaded, SimulateOptions(workers, gradients=gradients), run_folder, StopRequest())
 
 
 def measure_speed(strategy: str, batch: int, workers: int, rounds: int) -> None:

@@ -45,8 +45,8 @@ PLM = Task(
     "quickstart.yaml",
     16,
     "loop",
-    ("training.batch_size=32", "training.validation_batches=32", "training.validate_every=0", "recording.log_every=50",
-     "partition.name=source", "optimizer.adamw_lr=4e-3"),
+    ("training.batch_size=16", "data.sequence_length=64", "training.validation_batches=64", "training.validate_every=0",
+     "recording.log_every=20", "partition.name=source", "optimizer.adamw_lr=4e-3"),
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ class Study:
         return self.steps // self.period
 
 
-STUDIES = {"digits": Study(DIGITS, 0.05, 2000, 20, 0.2, 5), "plm": Study(PLM, 8e-3, 500, 10, 0.1, 3)}
+STUDIES = {"digits": Study(DIGITS, 0.05, 2000, 20, 0.2, 5), "plm": Study(PLM, 8e-3, 100, 2, 0.1, 3)}
 
 
 def methods(study: Study) -> dict[str, Method]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,10 @@ class AbsentLane:
     def exchange_with(self, x: Tensor, peers: Tensor) -> Tensor:
         """``[0, b]`` to ``[0, k, b]``."""
         return x.new_empty(0, peers.shape[1], *x.shape[1:])
+
+    def exchange_by_rows(self, x: Tensor, round: MixingRound) -> Iterator[tuple[slice, Tensor]]:
+        """Nothing."""
+        return iter(())
 
     def broadcast(self, x: Tensor) -> Tensor:
         """``[0, d]`` to ``[0, d]``."""

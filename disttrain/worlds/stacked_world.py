@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from disttrain.worlds.traffic import (
     transpose_wire_bytes,
 )
 from disttrain.worlds.world import Lane, MixingRound, check_mutual, members_of
+
+HEARD_BYTES = 512 << 10
+"""Of a slice of rows in :meth:`StackedWorld.exchange_by_rows`: with what is computed from them, they fit into a core's cache."""
 
 
 class StackedWorld:
@@ -54,9 +57,18 @@ class StackedWorld:
 
     def exchange(self, x: Tensor, round: MixingRound) -> Tensor:
         """``[N, b]`` to ``[N, k, b]``."""
-        self._count(x, lambda num_bytes, _: exchange_wire_bytes(num_bytes, len(round.receivers(self._counted))))
-        round.check(self.size)
+        self._count_exchange(x, round)
         return x[round.senders]
+
+    def exchange_by_rows(self, x: Tensor, round: MixingRound) -> Iterator[tuple[slice, Tensor]]:
+        """``[N, b]`` to slices of rows and ``[r, k, b]``, of :data:`HEARD_BYTES` each, or of one row."""
+        self._count_exchange(x, round)
+        row_bytes = x[0].numel() * x.element_size() * round.senders.shape[1]
+        num_rows = max(1, HEARD_BYTES // max(1, row_bytes))
+        for start in range(0, self.size, num_rows):
+            rows = slice(start, start + num_rows)
+            heard = x.index_select(0, round.senders[rows].flatten())  # rows as a whole: x[senders] takes twice as long
+            yield rows, heard.view(*round.senders[rows].shape, *x.shape[1:])
 
     def exchange_with(self, x: Tensor, peers: Tensor) -> Tensor:
         """``[N, b]`` to ``[N, k, b]``."""
@@ -78,6 +90,10 @@ class StackedWorld:
         if self._counted in members:  # else what the lane sends is not of the worker that is counted
             lane.traffic, lane._counted = self.traffic, members.index(self._counted)
         return lane
+
+    def _count_exchange(self, x: Tensor, round: MixingRound) -> None:
+        round.check(self.size)
+        self._count(x, lambda num_bytes, _: exchange_wire_bytes(num_bytes, len(round.receivers(self._counted))))
 
     def _count(self, x: Tensor, wire_bytes: Callable[[int, int], int]) -> None:
         num_bytes = x[0].numel() * x.element_size()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -84,6 +84,10 @@ class TorchWorld:
         """The rows ``[1, k, b]`` of this worker's peers; ``x [1, b]`` goes to all that name this one."""
         return self._blocking(lambda: self._exchange(x, round))
 
+    def exchange_by_rows(self, x: Tensor, round: MixingRound) -> Iterator[tuple[slice, Tensor]]:
+        """This worker's row, once."""
+        yield slice(0, 1), self.exchange(x, round)
+
     def exchange_with(self, x: Tensor, peers: Tensor) -> Tensor:
         """The rows ``[1, k, b]`` of this worker's peers ``[1, k]``, to whom ``x [1, b]`` goes."""
         return self._blocking(lambda: self._exchange_with(x, peers))
@@ -158,16 +162,17 @@ class TorchWorld:
         return self._send_and_receive(x, senders, receivers)
 
     def _send_and_receive(self, x: Tensor, senders: list[int], receivers: list[int]) -> Tensor:
-        row = x[0].contiguous()
-        rows = {peer: torch.empty_like(row) for peer in senders if peer != self.rank}
+        row, heard = x[0].contiguous(), x.new_empty(1, len(senders), *x.shape[1:])
+        places = {peer: place for place, peer in enumerate(senders) if peer != self.rank}
+        rows = {peer: heard[0, place] for peer, place in places.items()}  # each is received where it belongs
         receiving = [dist.P2POp(dist.irecv, _raw(into), group=self.group, group_peer=peer) for peer, into in rows.items()]
         sending = [dist.P2POp(dist.isend, _raw(row), group=self.group, group_peer=peer) for peer in receivers]
         if receiving or sending:
             for work in dist.batch_isend_irecv(receiving + sending):
                 work.wait()
-        heard = x.new_empty(1, len(senders), *x.shape[1:])
         for place, peer in enumerate(senders):
-            heard[0, place] = rows.get(peer, row)
+            if places.get(peer) != place:  # itself, or one that is named twice
+                heard[0, place] = rows.get(peer, row)
         return heard
 
     def _broadcast(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ started on a lane obeys two rules, which are what makes rows and processes equal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -97,6 +97,13 @@ class World(Protocol):
             x: goes to all peers.
             peers: int64 ``[L, k]``; a worker itself (which costs nothing) where it has fewer than k. Whoever is in a worker's
                 row has that worker in its own.
+        """
+
+    def exchange_by_rows(self, x: Tensor, round: MixingRound) -> Iterator[tuple[slice, Tensor]]:
+        """The same, some of the workers that live here after the others: slices of rows, and what these heard, ``[r, k, b]``.
+
+        For whoever needs each worker's peers only once: what all workers hear may be more than memory holds, and what a few
+        hear is still in the cache when it is read. To be read to its end.
         """
 
     def broadcast(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ same two vectors, so the sum over all workers is kept, up to rounding, even wher
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, ClassVar, NotRequired, Self, TypedDict
 
@@ -141,8 +142,7 @@ class Gossip(AgreesLate):
     def _flows(self, x: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
         """On the lane: the flows, and each worker's mean squared distance to its peers ``[L, 1]``; −1 where it has none."""
         part = self._own_part(x)
-        heard = self.lane.exchange(part, mixing)
-        return self.flows(part, heard, mixing.weights[self.world.positions])
+        return self.flows(part, self.lane.exchange_by_rows(part, mixing), mixing.weights[self.world.positions])
 
     def _flows_called_for(self, x: Tensor, mixing: Mixing, trigger: Trigger, known: Known) -> tuple[Any, ...]:
         """The same, of pairs that find themselves far apart; what is known then, and what was estimated ``[L, 1]``."""
@@ -150,19 +150,24 @@ class Gossip(AgreesLate):
         estimate = trigger.estimate(own, known, self.topology.size)
         part = self._own_part(x)
         heard, weights = trigger.exchange(self.lane, part, mixing, estimate)
-        flow, distance = self.flows(part, heard, weights)
+        flow, distance = self.flows(part, [(slice(None), heard)], weights)
         known = trigger.measured(own + flow[:, : self.layout.d], distance, weights, known, self.topology.size)
         return flow, distance, known, estimate
 
-    def flows(self, x: Tensor, heard: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Of vectors ``heard [L, k, b]``, which count by ``weights [L, k]``; in groups, of parts, to the flows of wholes."""
+    def flows(self, x: Tensor, exchanged: Iterable[tuple[slice, Tensor]], weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Of what slices of rows have heard, each ``[r, k, b]``, by ``weights [L, k]``; in groups, of parts.
+
+        What was heard is overwritten.
+        """
         weights = weights.to(x)
-        flow, distance = torch.zeros_like(x), x.new_zeros(len(x), 1)
-        for place in range(heard.shape[1]):
-            # One rounding per operation: kernels that fuse them round differently at the end of a row.
-            difference = heard[:, place] - x
-            distance += squared_length(difference[:, : self.layout.d]).to(x)
-            flow += difference.mul_(weights[:, place : place + 1])
+        flow, distance = torch.empty_like(x), x.new_zeros(len(x), 1)
+        for rows, heard in exchanged:
+            own, sum_, given = x[rows], flow[rows].zero_(), weights[rows]
+            for place in range(heard.shape[1]):
+                # One rounding per operation: kernels that fuse them round differently at the end of a row.
+                difference = heard[:, place].sub_(own)
+                distance[rows] += squared_length(difference[:, : self.layout.d]).to(x)
+                sum_ += difference.mul_(given[:, place : place + 1])
         peers = (weights != 0).sum(-1, keepdim=True)
         return self._whole(flow, torch.where(peers > 0, distance / peers.clamp(min=1), -1.0))
 
@@ -223,9 +228,10 @@ class Gossip(AgreesLate):
 
     @property
     def temporary_copies(self) -> float:
-        """What was heard, a difference, and the flow; for a trigger, where that leads; in groups, of parts, and all together."""
-        exchanged = self.vectors_sent * (self._degree + 2.0) / self.group_size
-        return exchanged + (0.0 if self.trigger is None else 1.0) + (3.0 if self.group_size > 1 else 0.0)
+        """The flow, and what one worker hears, which is as much again if that is everybody; for a trigger, what all hear, and
+        where that leads; in groups, of parts, and all together."""
+        heard = 1.0 if self.trigger is None else self._degree + 2.0
+        return self.vectors_sent * (1.0 + heard) / self.group_size + (3.0 if self.group_size > 1 else 0.0)
 
     @property
     def description(self) -> str:

@@ -69,7 +69,7 @@ class StochasticGradientPush(Gossip):
         arrived = mixing.weights[own].to(message.device) * from_bytes(heard[..., d:], torch.float64)[..., 0]  # [L, k]
         for place in range(arrived.shape[1]):
             weight += arrived[:, place : place + 1]
-        flow, distance = self.flows(message[:, :d], heard[..., :d], arrived / weight)
+        flow, distance = self.flows(message[:, :d], [(slice(None), heard[..., :d])], arrived / weight)
         return flow, distance, weight
 
     def finish(self) -> Tensor:
