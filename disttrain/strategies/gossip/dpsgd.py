@@ -37,6 +37,8 @@ class DPSGD(Gossip):
         ValueError: if these do not fit together.
     """
 
+    survives_peers = True
+
     def __init__(self, order: Order = "combine_while_adapt", **settings: Unpack[Settings]) -> None:
         super().__init__(**settings)
         if order not in get_args(Order):

@@ -8,6 +8,7 @@ same two vectors, so the sum over all workers is kept, up to rounding, even wher
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NotRequired, TypedDict
 
@@ -19,8 +20,10 @@ from disttrain.parameters import Layout
 from disttrain.strategies.agreeing import AgreesLate
 from disttrain.strategies.base import StrategyConfig
 from disttrain.strategies.gossip.communication import AlwaysConfig, CommunicationConfig, communications, spoken
+from disttrain.strategies.gossip.living import among_living, check_survival
 from disttrain.topology import BaseGraphConfig, Mixing, Topology, TopologyConfig, complete, topologies
 from disttrain.worlds.in_flight import InFlight
+from disttrain.worlds.surviving import Answer, SurvivesPeers, answers
 from disttrain.worlds.traffic import all_reduce_wire_bytes
 from disttrain.worlds.world import World
 
@@ -80,8 +83,18 @@ class Gossip(AgreesLate):
             return None
         rate = self.communication.rate(self.steps)
         topology = self._everybody if self.communication.reaches_all(self.steps) else self.topology
-        mixing = spoken(topology.round(number - 1), rate, self.seed, number, topology.symmetric) if rate > 0 else None
+        mixing = spoken(self._round(topology, number - 1), rate, self.seed, number, topology.symmetric) if rate > 0 else None
         return mixing if mixing is not None and mixing.degree else None
+
+    def _round(self, topology: Topology, t: int) -> Mixing:
+        """Round ``t`` of the workers that there are."""
+        if not isinstance(self.lane, SurvivesPeers):
+            return topology.round(t)
+        return among_living(topology, self._topology, t, self.lane.living(self.steps), self.seed)
+
+    def skip(self, steps: int) -> None:
+        """Go on as if so many steps had been made: this worker was away, and the others were not."""
+        self._steps += steps
 
     def count(self, mixing: Mixing) -> None:
         """Count the round's messages."""
@@ -89,7 +102,7 @@ class Gossip(AgreesLate):
 
     def start(self, mixing: Mixing, x: Tensor) -> InFlight:
         """Exchange vectors ``x [L, c·d]``, of which the first d entries are parameters; lent until :meth:`land`."""
-        return self.lane.start(self._flows, x, mixing)
+        return self.lane.start(self._flows, x, mixing, self.steps)
 
     def land(self, flight: InFlight) -> Tensor:
         """What mixing adds to the vectors that were exchanged, ``[L, c·d]``."""
@@ -104,27 +117,33 @@ class Gossip(AgreesLate):
         self.count(mixing)
         return self.land(self.start(mixing, x))
 
-    def _flows(self, x: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
+    def _flows(self, x: Tensor, mixing: Mixing, step: int) -> tuple[Tensor, Tensor]:
         """On the lane: the flows, and each worker's mean squared distance to its peers ``[L, 1]``."""
-        heard = self.lane.exchange(x, mixing)
-        weights = mixing.weights[self.world.positions].to(x)
-        flow, distance = torch.zeros_like(x), x.new_zeros(len(x), 1)
-        for place in range(heard.shape[1]):
+        return self._added(answers(self.lane, x, mixing, mixing.weights[self.world.positions], step), x)
+
+    def _added(self, landed: Sequence[Answer], x: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of what answers add to ``x [L, c·d]``, and the distances."""
+        flow, distance, peers = torch.zeros_like(x), x.new_zeros(len(x), 1), torch.zeros(len(x), 1, device=x.device)
+        for answer in landed:
             # One rounding per operation: kernels that fuse them round differently at the end of a row.
-            difference = heard[:, place] - x
-            distance += difference[:, : self.layout.d].square().sum(-1, keepdim=True)
-            flow += difference.mul_(weights[:, place : place + 1])
-        peers = (weights != 0).sum(-1, keepdim=True)
+            difference, heard = answer.theirs - answer.own, answer.weights != 0
+            distance += difference[:, : self.layout.d].square().sum(-1, keepdim=True) * heard
+            peers += heard
+            flow += difference.mul_(answer.weights)
         return flow, torch.where(peers > 0, distance / peers.clamp(min=1), self._peer_distance)
 
     def finish(self) -> Tensor:
         """The mean of all workers' parameters, or worker 0's own."""
+        if isinstance(self.lane, SurvivesPeers):
+            late, _ = self._added(self.lane.settle(self.x), self.x)
+            self.x += late
         return self.world.mean(self.x) if self.merge else self.evaluation()
 
     @property
     def metrics(self) -> dict[str, float]:
         """Worker 0's mean squared distance to the peers that it heard last; how many models all workers have sent."""
-        return {"peer_distance": float(self._peer_distance[0]), "sent_by_all": float(self._sent_by_all)}
+        lost = {"lost_exchanges": float(self.lane.lost_exchanges)} if isinstance(self.lane, SurvivesPeers) else {}
+        return {"peer_distance": float(self._peer_distance[0]), "sent_by_all": float(self._sent_by_all)} | lost
 
     @property
     def shared(self) -> dict[str, Tensor]:
@@ -180,6 +199,11 @@ class GossipConfig(StrategyConfig):
     def check_world(self, world_size: int) -> None:
         """The topology must allow so many workers."""
         self.topology.check_world(world_size)
+
+    def check_survival(self, world_size: int) -> None:
+        """Links must go both ways."""
+        super().check_survival(world_size)
+        check_survival(self.topology.build(world_size))
 
     def check_steps(self, steps: int) -> None:
         """Somebody must talk."""

@@ -36,6 +36,8 @@ class QuasiGlobalMomentum(Gossip):
         ValueError: unless both are in [0, 1).
     """
 
+    survives_peers = True
+
     def __init__(self, momentum: float = 0.9, average: float = 0.9, **settings: Unpack[Settings]) -> None:
         super().__init__(**settings)
         if not (0 <= momentum < 1 and 0 <= average < 1):
