@@ -146,11 +146,16 @@ def _worker(rank: int, size: int, port: int, folder: Path, function: Callable[..
 
 @pytest.fixture
 def survivors(server: ForkServerContext, tmp_path: Path) -> Iterator[Callable[..., SurvivorsRun]]:
-    """``survivors(n, function, *arguments, timeout=…)``: a :class:`SurvivorsRun`; nothing of it is left after the test."""
+    """``survivors(n, function, *arguments)``: a :class:`SurvivorsRun`; nothing of it is left after the test.
+
+    ``timeout`` is that of silent workers, ``folder`` what the supervisor takes for the run's.
+    """
     runs: list[SurvivorsRun] = []
 
-    def start(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0) -> SurvivorsRun:
-        folder = tmp_path / f"processes{len(runs)}"
+    def start(
+        size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0, folder: Path | None = None
+    ) -> SurvivorsRun:
+        folder = folder or tmp_path / f"processes{len(runs)}"
         runs.append(SurvivorsRun(server, folder, size, (function, arguments), timeout))
         return runs[-1]
 
