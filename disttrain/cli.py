@@ -42,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train on this host's workers", description=_train.__doc__, allow_abbrev=False)
     train.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes to start (default 1)")
     train.add_argument("--max-restarts", type=_natural, default=0, metavar="N", help="restarts after failures (default 0)")
+    on_failure = "when a worker is lost: stop all (default), or go on without it, under a strategy that can"
+    train.add_argument("--on-failure", choices=("stop", "continue"), default="stop", help=on_failure)
     _add_config(train, _train)
     simulate = commands.add_parser(
         "simulate", help="train many workers in this process", description=_simulate.__doc__, allow_abbrev=False
@@ -94,14 +96,38 @@ def _add_config(parser: argparse.ArgumentParser, command: object) -> None:
 def _train(parsed: argparse.Namespace) -> int:
     """Train the config's model over N worker processes of this host; for several hosts start torchrun on each of them."""
     from disttrain.launch.agent import train  # seconds of imports that a mistake in the config should not wait for
+    from disttrain.launch.survival import train_on
 
     loaded = _checked(parsed)
+    goes_on = parsed.on_failure == "continue"
+    if goes_on:
+        _check_survival(parsed, loaded)
     with _claimed_folder(loaded) as folder:
         overrides = _with_directory(parsed.overrides, loaded, folder)
-        code = train(parsed.config, overrides, folder.path, parsed.workers, parsed.max_restarts)
+        if goes_on:
+            command = ["disttrain.worker", parsed.config, *overrides]
+            code = train_on(command, folder.path, parsed.workers, loaded.config.launch.timeout)
+        else:
+            code = train(parsed.config, overrides, folder.path, parsed.workers, parsed.max_restarts)
         if code == USERS_MISTAKE:
             raise _Told
     return code
+
+
+def _check_survival(parsed: argparse.Namespace, loaded: LoadedConfig) -> None:
+    """Refuse what could not go on without a lost worker.
+
+    Raises:
+        UserError: saying what could.
+    """
+    if parsed.max_restarts:
+        raise UserError(
+            "--on-failure continue: a lost worker is not started again, so --max-restarts would be ignored; leave it out"
+        )
+    try:
+        loaded.config.strategy.check_survival(parsed.workers)
+    except ValueError as error:
+        raise UserError(f"--on-failure continue: strategy: {error}") from None
 
 
 def _emulate(parsed: argparse.Namespace) -> int:

@@ -12,11 +12,11 @@ torch.set_num_threads(1)
 round_alike_at_any_address()
 avoid_broken_amx()
 
-pytest_plugins = ["tests.kit", "tests.parity"]
+pytest_plugins = ["tests.kit", "tests.parity", "tests.survivors"]
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"workers", "launched"} & set(getattr(item, "fixturenames", ())):
+        if {"workers", "launched", "survivors"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.multiprocess)

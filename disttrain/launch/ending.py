@@ -46,6 +46,11 @@ def start_until_final(
         print(f"disttrain: {ending.reason}; starting all workers again{count}", file=sys.stderr, flush=True)
         left -= not ending.wanted
         arguments = [config, *(o for o in overrides if not o.startswith("training.resume=")), "training.resume=auto"]
+    return say_ending(ending, folder)
+
+
+def say_ending(ending: Ending, folder: Path) -> int:
+    """Say how a run ended; returns its exit code."""
     if ending.reason:
         print(f"disttrain: {ending.reason}", file=sys.stderr)
     if ending.code == FAILED:
@@ -69,13 +74,18 @@ def ending_of(failures: Mapping[int, int], folder: Path) -> Ending:
     culprits = [rank for rank in failures if reports.get(rank, {"kind": "died"})["kind"] != "peer"]
     culprits += [rank for rank, report in reports.items() if report["kind"] == "error"]
     rank = (culprits or sorted(failures))[0]
-    if rank in reports:
-        return Ending(FAILED, f"rank {rank} failed: {reports[rank]['reason']}", final=False)
-    code, late = failures[rank], [r for r in reports.values() if "timed out" in r["reason"].lower()]
-    if late:
+    late = [r for r in reports.values() if "timed out" in r["reason"].lower()]
+    if late and rank not in reports:
         return Ending(FAILED, f"rank {rank} failed: it did not answer within launch.timeout", final=False)
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return Ending(FAILED, f"rank {rank} failed: it {how}", final=False)
+    return Ending(FAILED, f"rank {rank} failed: {reason_of(rank, failures[rank], folder)}", final=False)
+
+
+def reason_of(rank: int, code: int, folder: Path) -> str:
+    """Why a worker did not end well: by its own report, else by its exit code."""
+    reports = _reports(folder)
+    if rank in reports:
+        return reports[rank]["reason"]
+    return f"it was killed by {signal.Signals(-code).name}" if code < 0 else f"it ended with exit code {code}"
 
 
 def ending_by_signal(name: str, folder: Path, started: float) -> Ending:

@@ -29,6 +29,8 @@ class RankInfo:
     restarts: int = 0
     """How often the launcher has started all processes again."""
     max_restarts: int = 0
+    survives_peers: bool = False
+    """Whether the launcher lets workers go on when others are lost."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> RankInfo:
@@ -53,6 +55,7 @@ class RankInfo:
             launcher="torchrun",
             restarts=_integer(environment, "TORCHELASTIC_RESTART_COUNT", default="0"),
             max_restarts=_integer(environment, "TORCHELASTIC_MAX_RESTARTS", default="0"),
+            survives_peers=environment.get("DISTTRAIN_ON_FAILURE") == "continue",
         )
         if not (info.rank < info.world_size and info.local_rank < info.local_world_size <= info.world_size):
             raise UserError(f"the ranks contradict each other: RANK={info.rank} of WORLD_SIZE={info.world_size}, "

@@ -83,7 +83,8 @@ def run_worker(main: Callable[[], int], info: RankInfo, folder: Callable[[], Pat
         code = USERS_MISTAKE if isinstance(error, UserError) else FAILED
         report_failure(error, info, folder())
         leave(code)
-    leave_world()
+    if not info.survives_peers:  # else peers may be lost or late, and destroying the group would wait for them
+        leave_world()
     leave(code)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from datetime import timedelta
 
 import torch
@@ -12,7 +13,9 @@ import torch.distributed as dist
 from disttrain.component import UserError
 from disttrain.launch.cpu import avoid_broken_amx, keep_freed_memory, round_alike_at_any_address
 from disttrain.launch.rank_info import RankInfo
-from disttrain.worlds import TorchWorld
+from disttrain.launch.shutdown import FAILED, leave
+from disttrain.worlds import SurvivingWorld, TorchWorld
+from disttrain.worlds.store import TCPStore
 
 
 def start_cpu(threads: int | None, local_world_size: int) -> int:
@@ -54,6 +57,8 @@ def start_world(
     if dist.is_initialized():
         return TorchWorld(timeout=timeout, debug=debug)
     backend = {"auto": "nccl" if device.type == "cuda" else "gloo"}.get(backend, backend)
+    if info.survives_peers and backend == "nccl":
+        raise UserError("--on-failure continue needs launch.backend=gloo: a lost worker breaks nccl for all")
     if backend == "nccl" and device.type != "cuda":
         raise UserError(f"launch.backend=nccl needs a GPU for every worker, and this one is on {device}: use gloo")
     if interface is not None:
@@ -66,7 +71,18 @@ def start_world(
         world_size=info.world_size if alone else -1,
         timeout=timeout,
     )
-    return TorchWorld(timeout=timeout, debug=debug)
+    return _surviving(info, timeout, debug) if info.survives_peers else TorchWorld(timeout=timeout, debug=debug)
+
+
+def _surviving(info: RankInfo, timeout: timedelta, debug: bool) -> SurvivingWorld:
+    """Around the launcher's store, without which no worker can go on."""
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False)
+
+    def launcher_lost() -> None:
+        print(f"disttrain: rank {info.rank}: the launcher is gone, and with it the store", file=sys.stderr)
+        leave(FAILED)
+
+    return SurvivingWorld(store, info.rank, timeout, debug, launcher_lost)
 
 
 def _use_interface(interface: str) -> None:

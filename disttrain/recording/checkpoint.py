@@ -65,8 +65,17 @@ class CheckpointStore:
     """
 
     def __init__(self, directory: Path, rank: int, members: list[int], token: str, keep: int = 2) -> None:
-        self.directory, self.rank, self.members, self.token, self.keep = directory, rank, members, token, keep
-        self.leads = rank == members[0]
+        self.directory, self.rank, self._all_members, self.token, self.keep = directory, rank, members, token, keep
+
+    @property
+    def members(self) -> list[int]:
+        """The workers that share the folder."""
+        return self._all_members
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker is the first of them."""
+        return self.rank == self.members[0]
 
     def save(self, step: int, snapshot: Snapshot, patient: Patience, meeting_place: str | None = None) -> None:
         """Write this worker's part; the leader returns when the checkpoint is whole and under its final name.
@@ -80,7 +89,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: if a file cannot be written; older checkpoints stay as they are.
         """
-        partial = self.directory / f"{meeting_place or _folder(step)}.partial-{self.token}"
+        partial = self._partial(step, meeting_place)
         try:
             partial.mkdir(parents=True, exist_ok=True)
             self._write_own(partial, snapshot)
@@ -90,6 +99,9 @@ class CheckpointStore:
         except OSError as error:
             self._give_up(partial, error)
             raise CheckpointError(f"checkpoint of step {step} not saved: {error.strerror or error} ({error.filename})") from None
+
+    def settle(self) -> None:
+        """Complete what :meth:`save` has left to do; here it leaves nothing."""
 
     def steps(self) -> list[int]:
         """Steps of all complete-looking checkpoints, the newest first."""
@@ -103,7 +115,7 @@ class CheckpointStore:
         """
         try:
             files = self._manifest(step)["files"]
-            mine = {SHARED, rank_file(self.rank), rank_file(self.members[0])}
+            mine = {SHARED, rank_file(self.rank), _first_part(files)}
             for name in sorted(files) if self.leads else sorted(mine & set(files)):
                 _verify(self._path(step) / name, files[name])
         except CheckpointError as error:
@@ -118,11 +130,11 @@ class CheckpointStore:
         Raises:
             CheckpointError: if a file is unreadable.
         """
-        facts = self.facts(step)
+        manifest = self._manifest(step)
         shared, _ = _read(self._path(step) / SHARED)
         own = self._path(step) / rank_file(self.rank)
-        local, local_facts = _read(own if own.exists() else self._path(step) / rank_file(self.members[0]))
-        return Snapshot(shared, local, facts, local_facts)
+        local, local_facts = _read(own if own.exists() else self._path(step) / _first_part(manifest["files"]))
+        return Snapshot(shared, local, manifest["facts"], local_facts)
 
     def facts(self, step: int) -> dict[str, Any]:
         """What all workers share of a checkpoint's facts.
@@ -134,7 +146,7 @@ class CheckpointStore:
         return facts
 
     def load_everybody(self, step: int, num_workers: int, prefixes: tuple[str, ...] = ("",)) -> list[dict[str, Tensor]]:
-        """What was each worker's own, of all ``num_workers`` that the saved run had, in their order.
+        """What was each worker's own, of all ``num_workers`` that the saved run had and had not lost, in their order.
 
         Args:
             step: of a checkpoint.
@@ -144,8 +156,9 @@ class CheckpointStore:
         Raises:
             CheckpointError: if a file is damaged, or is not in this folder because hosts have folders of their own.
         """
-        files, everybody = self._manifest(step)["files"], []
-        for rank in range(num_workers):
+        manifest, everybody = self._manifest(step), []
+        files, lost = manifest["files"], {each["rank"] for each in manifest["facts"].get("lost_workers", ())}
+        for rank in sorted(set(range(num_workers)) - lost):
             path = self._path(step) / rank_file(rank)
             if rank_file(rank) not in files:
                 raise CheckpointError(f"{path} is not there: all workers' files must be in one folder")
@@ -158,6 +171,9 @@ class CheckpointStore:
         for path in self.directory.glob("*.partial-*"):
             shutil.rmtree(path, ignore_errors=True)
 
+    def _partial(self, step: int, meeting_place: str | None = None) -> Path:
+        return self.directory / f"{meeting_place or _folder(step)}.partial-{self.token}"
+
     def _path(self, step: int) -> Path:
         return self.directory / _folder(step)
 
@@ -168,7 +184,9 @@ class CheckpointStore:
     def _complete(self, partial: Path, step: int, snapshot: Snapshot, patient: Patience) -> None:
         files = {SHARED: _write(partial / SHARED, snapshot.shared, {})}
         for rank in self.members:
-            note = _await_member(partial, rank, patient)
+            note = self._note(partial, rank, patient)
+            if note is None:
+                continue
             files[rank_file(rank)] = json.loads(note.read_text())
             note.unlink()
         manifest = {"format": FORMAT, "step": step, "facts": snapshot.shared_facts, "files": files}
@@ -179,6 +197,10 @@ class CheckpointStore:
             shutil.rmtree(final)
         partial.rename(final)
         _sync(self.directory)
+
+    def _note(self, partial: Path, rank: int, patient: Patience) -> Path | None:
+        """Where a member says that its part is on disk; None if the checkpoint is to do without it."""
+        return _await_member(partial, rank, patient)
 
     def _give_up(self, partial: Path, error: OSError) -> None:
         if self.leads:
@@ -214,6 +236,11 @@ def _await_member(partial: Path, rank: int, patient: Patience) -> Path:
             raise OSError(0, f"worker {rank} has not written its part", str(partial / rank_file(rank)))
         time.sleep(0.005)
     return note
+
+
+def _first_part(files: dict[str, Any]) -> str:
+    """The first worker's that has one: what a worker without any goes on with."""
+    return min(name for name in files if name != SHARED)
 
 
 def _folder(step: int) -> str:

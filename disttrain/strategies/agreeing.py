@@ -1,4 +1,7 @@
-"""Agreeing on facts without waiting for everybody in the middle of a round."""
+"""Agreeing on facts without waiting for everybody in the middle of a round.
+
+Where workers may be lost, nobody is waited for at all: facts are what everybody has last said.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from torch import Tensor
 from disttrain.parameters import Layout
 from disttrain.strategies.base import Strategy
 from disttrain.worlds.in_flight import InFlight
+from disttrain.worlds.surviving import SurvivesPeers
 from disttrain.worlds.world import World
 
 
@@ -21,8 +25,8 @@ class AgreesLate(Strategy):
         self._facts = world.lane("facts")
 
     def agree(self, values: Tensor) -> Tensor:
-        """The mean over all workers, at once."""
-        return self.world.mean(values)
+        """The mean over all workers, at once; where they may be lost, each keeps its own."""
+        return values if isinstance(self._facts, SurvivesPeers) else self.world.mean(values)
 
     @property
     def agrees_late(self) -> bool:
@@ -31,4 +35,5 @@ class AgreesLate(Strategy):
 
     def agree_later(self, values: Tensor) -> InFlight:
         """The mean over all workers, on a lane of its own: past whatever is under way."""
-        return self._facts.start(self._facts.mean, values)
+        facts = self._facts
+        return facts.start(facts.latest_mean if isinstance(facts, SurvivesPeers) else facts.mean, values)

@@ -161,6 +161,11 @@ class StrategyOptimizer(Optimizer):
         """Into the wrapped optimizer, or this worker's part of it."""
         self.keeper.load_state_dict(state_dict)
 
+    def skip(self, steps: int) -> None:
+        """Count so many steps, and updates, that are not made."""
+        self.counts.steps += steps
+        self.counts.updates += steps
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
         self.inner.zero_grad(set_to_none=set_to_none)

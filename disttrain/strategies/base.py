@@ -34,6 +34,8 @@ class Strategy:
     """Whether ``evaluation()`` is equal on all workers in mid-run, as it is if they are replicated."""
     lockstep: bool = False
     """Whether no worker can be more than a round ahead of another, so that all can agree on a step to stop after."""
+    period: int = 1
+    """Local steps in a round."""
     group_size: int = 1
     """Workers that train as one; the number of all workers must be a multiple of it."""
     find_unused_parameters: bool = False
@@ -78,6 +80,10 @@ class Strategy:
     def agree_later(self, values: Tensor) -> InFlight:
         """The same without waiting, where :attr:`agrees_late`: its result is to be taken in a later step, the same on all."""
         raise NotImplementedError(f"{type(self).__name__} does not agree late")
+
+    def skip(self, steps: int) -> None:
+        """Go on as if so many steps had been made, where :attr:`survives_peers`: the others made them while this was away."""
+        raise NotImplementedError(f"{type(self).__name__} does not survive the loss of workers")
 
     def evaluation(self) -> Tensor:
         """The parameters ``[1, d]`` that are validated and exported in mid-run."""
@@ -161,6 +167,12 @@ class StrategyConfig(ComponentConfig):
 
     def check_world(self, world_size: int) -> None:
         """Raise ValueError if so many workers cannot train so."""
+
+    def check_survival(self, world_size: int) -> None:
+        """Raise ValueError unless training could go on when some of so many workers are lost."""
+        if not self.build().survives_peers:
+            raise ValueError(f"name={self.name} cannot go on when a worker is lost: take one whose workers need only some peers, "
+                             "such as dpsgd, or leave --on-failure at stop")  # fmt: skip
 
     def build(self) -> Strategy:
         """The strategy itself, not begun."""

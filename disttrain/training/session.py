@@ -20,11 +20,9 @@ from disttrain.component import UserError
 from disttrain.config import RunConfig, dump
 from disttrain.launch.interface_counter import InterfaceCounter
 from disttrain.launch.shutdown import StopRequest
-from disttrain.models.base import num_trainable
 from disttrain.parameters import sha256_of
-from disttrain.recording.checkpoint import CheckpointError, CheckpointStore
+from disttrain.recording.checkpoint import CheckpointError
 from disttrain.recording.folder import write_atomically
-from disttrain.recording.memory import peak_memory_bytes
 from disttrain.recording.progress import Display
 from disttrain.recording.recorder import Recorder
 from disttrain.recording.trackers import WandbTracker
@@ -38,8 +36,9 @@ from disttrain.training.resume import keeps_its_own, newest_agreed, refuse_other
 from disttrain.training.seeds import seed_model, seed_worker
 from disttrain.training.state import TrainingState
 from disttrain.training.stopping import Stopping
+from disttrain.training.summary import summarise
+from disttrain.training.survival import Survival
 from disttrain.worlds import TorchWorld
-from disttrain.worlds.traffic import all_reduce_wire_bytes
 
 MOST_SKIPS = 20
 """Steps in a row that may be skipped for gradients that are not finite, before the run ends as diverged."""
@@ -81,9 +80,11 @@ class Session:
         self.unit: str | None = None
         self.flops_per_token: float | None = None
         self.peak_flops: float | None = None
+        self.survival = Survival(world)
+        self._lockstep = self.strategy.lockstep and not self.survival.possible
         planned_end = min(config.training.steps, config.training.stop_after or sys.maxsize)
-        self.stopping = Stopping(stop_request, self.folder.path / f".stop-{meeting.token}", self.strategy.lockstep, planned_end)
-        self._store = CheckpointStore(self.folder.checkpoints, world.rank, meeting.members, meeting.token, config.checkpoint.keep)
+        self.stopping = Stopping(stop_request, self.folder.path / f".stop-{meeting.token}", self._lockstep, planned_end)
+        self._store = self.survival.checkpoints(self.folder.checkpoints, meeting.members, meeting.token, config.checkpoint.keep)
         if self._store.leads:
             self._store.forget_leftovers()
         self._recorder: Recorder | None = None
@@ -138,6 +139,7 @@ class Session:
         self.world.traffic.exposed_seconds = self._exposed_before  # waiting for others to start is not training
         self._open_records(step or 0)
         self._start_clock()
+        self.survival.tell(self.step)
         return step or 0
 
     def _restore(self, step: int) -> None:
@@ -172,7 +174,7 @@ class Session:
         self.display.say(f"continuing from step {step} of {self._store.directory}")
 
     def _open_records(self, step: int) -> None:
-        if self.world.rank != 0:
+        if not self.survival.leads:
             return
         tracker, wandb = None, self.config.recording.wandb
         if wandb is not None:
@@ -213,8 +215,9 @@ class Session:
             raise UserError(
                 f"record() ends a step: call it once after each optimizer.step() (step {self.step} was recorded already)"
             )
+        self._tokens += tokens * (1 + self.survival.take_missed())  # the others have made what this worker has skipped
         self._recorded = self.step
-        self._tokens += tokens
+        self.survival.tell(self.step)
         self._extra |= metrics
         loss = float(loss.detach() if isinstance(loss, Tensor) else loss)
         self._agreement.step(self.step, loss, self.stopping.asked(), exchange=log)
@@ -222,7 +225,7 @@ class Session:
             raise RuntimeError(f"diverged: the gradients have not been finite for {MOST_SKIPS} steps, up to step {self.step}")
         if self.optimizer.counts.updates == 1:
             self._state.check()
-        if self._agreement.stop:
+        if self._agreement.stop or (self.survival.possible and self.stopping.asked()):  # who cannot wait for others need not
             self.stopping.interrupt(self.step)
         if self.should_stop:  # a loop that goes on regardless
             return
@@ -232,8 +235,9 @@ class Session:
         due = every and self.step % every == 0 and self.step > self._no_checkpoint_until
         if due or self.step >= self.stopping.at:
             self._save()
+        self._store.settle()
         self.should_stop = self.step >= self.stopping.at
-        if self.should_stop and not self.strategy.lockstep:
+        if self.should_stop and not self._lockstep:
             self._wait_for_the_others()
 
     @contextmanager
@@ -271,6 +275,8 @@ class Session:
         self._extra |= metrics
         module = self.model.detach()
         weights = {name: p.detach() for name, p in module.named_parameters()}
+        self.survival.wait_for_the_summary()
+        self._take_over()
         if self._recorder is None:
             return {}
         if self._recorder.last.get("step") != self.step:
@@ -280,6 +286,7 @@ class Session:
         if not self.emulated:
             export_weights(module, self.folder.weights)
         self._recorder.finish(summary, self.unit)
+        self.survival.close()
         return summary
 
     # --- details ---------------------------------------------------------------------------------------------------
@@ -287,6 +294,7 @@ class Session:
     def _save(self) -> None:
         config = self.config.model_dump(mode="json")
         facts = {"workers": self.world.size, "tokens": self._tokens, "seconds": self._seconds(), "config": config}
+        facts |= self.survival.facts
         own: dict[str, Any] = {"traffic": self.world.traffic.state(), "interface": self._interface.counts()}
         own |= {
             "optimizer_seconds": self.optimizer.seconds,
@@ -299,7 +307,7 @@ class Session:
             meeting_place = "stop" if stopping.apart else None
             self._store.save(self.step, snapshot, lambda waited: stopping.patient(waited, timeout), meeting_place)
         except CheckpointError as error:
-            if not self.strategy.lockstep and stopping.asked() and not stopping.interrupted:
+            if not self._lockstep and stopping.asked() and not stopping.interrupted:
                 self._save_apart()  # the others stop before they come here
                 return
             older = self._store.steps()
@@ -318,11 +326,20 @@ class Session:
         while self.step not in self._store.steps() and not self.stopping.interrupted:
             if self.stopping.asked():
                 self._save_apart()
+            self._store.settle()
             time.sleep(0.02)
+
+    def _take_over(self) -> None:
+        """Write for all from now on, if whoever did is lost."""
+        if self._recorder is None and self.survival.possible and self.survival.leads:
+            self.display = Display(self.config.training.steps, True, self.folder.logs / "console.log")
+            self.display.unit = self.unit
+            self._open_records(self.step - 1)
 
     def _log(self) -> None:
         """Write a record; the loss is taken on every worker, so that all forget it alike."""
         loss, now = self._agreement.loss.take(), time.perf_counter()
+        self._take_over()
         if self._recorder is None:
             return
         speed = (self._tokens - self._logged_tokens) / (now - self._logged_at)
@@ -353,28 +370,9 @@ class Session:
         )
 
     def _summary(self, weights_sha256: str | None) -> dict[str, Any]:
-        last, traffic = self._recorder.last if self._recorder else {}, self.world.traffic
-        gradient_bytes = 4 * num_trainable(self.model.module)
-        return {
-            "status": "finished" if self.completed else "stopped",
-            "steps": self.step,
-            "tokens": self._tokens,
-            "final_loss": last.get("loss"),
-            "validation_loss": last.get("validation_loss"),
-            **{name: value for name, value in last.items() if name.startswith("validation_")},
-            "seconds": self._seconds(),
-            "model": type(self.model.module).__name__,
-            "optimizer": type(self.optimizer.keeper).__name__,
-            "strategy": self.config.strategy.name,
-            "compute": "emulated" if self.emulated else "real",
-            "workers": self.world.size,
-            "payload_bytes": traffic.payload_bytes,
-            "wire_bytes": traffic.wire_bytes,
-            "ddp_wire_bytes": self.step * all_reduce_wire_bytes(gradient_bytes, self.world.size),
-            "exposed_seconds": self._exposed(),
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-            "weights_sha256": weights_sha256,
-        } | self._interface.counts()
+        counted = {"tokens": self._tokens, "seconds": self._seconds(), "exposed_seconds": self._exposed()}
+        counted |= {"weights_sha256": weights_sha256} | self._interface.counts() | self.survival.facts
+        return summarise(self, self._recorder.last if self._recorder else {}, counted)
 
     def _start_clock(self) -> None:
         self._started = self._logged_at = time.perf_counter()

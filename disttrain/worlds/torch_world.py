@@ -102,7 +102,7 @@ class TorchWorld:
         Raises:
             ValueError: if there are no such members.
         """
-        from disttrain.worlds.lane import AbsentLane, TorchLane  # a lane is a TorchWorld
+        from disttrain.worlds.lane import AbsentLane  # a lane is a TorchWorld
 
         ranks_inside = members_of(ranks, self.size)
         self._blocking(lambda: self._about_to(f"lane {name!r} of {ranks_inside}", self.ids))
@@ -116,6 +116,11 @@ class TorchWorld:
             self._blocking(self._meet)  # soon ends, would break the others' connecting
         if group is None or not is_member:
             return AbsentLane(len(members), self.traffic)
+        return self._lane_of(name, group)
+
+    def _lane_of(self, name: str, group: ProcessGroup) -> Lane:
+        from disttrain.worlds.lane import TorchLane
+
         return TorchLane(name, group, self.timeout, self.debug, self.traffic)
 
     def _meet(self) -> Tensor:

@@ -54,6 +54,7 @@ class DPSGD(Gossip):
     """
 
     adds_flows = True
+    survives_peers = True
 
     def __init__(
         self,
@@ -186,6 +187,15 @@ class DPSGDConfig(GossipConfig):
         sites = world_size // self.group_size
         super().check_world(sites)
         check_delay(self.topology.build(sites), self.delay, self.mixing_rate, self.communication.may_reach_all)
+
+    def check_survival(self, world_size: int) -> None:
+        """Where answers may be late or never come, nothing may count on when they do."""
+        if self.delay or self.group_size > 1:
+            raise ValueError(
+                f"delay={self.delay} and group_size={self.group_size} count on every worker: to go on when some are lost they "
+                "must be 0 and 1, or leave --on-failure at stop"
+            )
+        super().check_survival(world_size)
 
     def check_steps(self, steps: int) -> None:
         """What is late must come before the end."""

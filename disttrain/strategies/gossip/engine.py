@@ -20,11 +20,13 @@ from disttrain.parameters import Layout
 from disttrain.strategies.agreeing import AgreesLate
 from disttrain.strategies.base import StrategyConfig
 from disttrain.strategies.gossip.communication import AlwaysConfig, CommunicationConfig, Costs, communications, spoken
+from disttrain.strategies.gossip.living import among_living, check_survival
 from disttrain.strategies.gossip.trigger import Known, Trigger, squared_length
 from disttrain.topology import BaseGraphConfig, Mixing, Topology, TopologyConfig, complete, in_sites, topologies
 from disttrain.topology.base import check_keeps_mean
 from disttrain.worlds.groups import Groups
 from disttrain.worlds.in_flight import InFlight
+from disttrain.worlds.surviving import Answer, SurvivesPeers, answers, answers_of
 from disttrain.worlds.traffic import all_reduce_wire_bytes
 from disttrain.worlds.world import World
 
@@ -100,8 +102,18 @@ class Gossip(AgreesLate):
         rate = self._schedule.rate(self.steps)
         topology = self._everybody if self._schedule.reaches_all(self.steps) else self.topology
         by_pairs = topology.symmetric or self.push_sum
-        mixing = spoken(topology.round(number - 1), rate, self.seed, number, by_pairs) if rate > 0 else None
+        mixing = spoken(self._round(topology, number - 1), rate, self.seed, number, by_pairs) if rate > 0 else None
         return mixing if mixing is not None and mixing.degree else None
+
+    def _round(self, topology: Topology, t: int) -> Mixing:
+        """Round ``t`` of the workers that there are."""
+        if not isinstance(self.lane, SurvivesPeers):
+            return topology.round(t)
+        return among_living(topology, self._topology, t, self.lane.living(self.steps), self.seed)
+
+    def skip(self, steps: int) -> None:
+        """Go on as if so many steps had been made: this worker was away, and the others were not."""
+        self._steps += steps
 
     def count(self, mixing: Mixing) -> None:
         """Count the round's messages, if it is known that they are sent."""
@@ -112,7 +124,7 @@ class Gossip(AgreesLate):
         """Exchange vectors ``x [L, c·d]``, of which the first d entries are parameters; lent until :meth:`land`."""
         mixing = in_sites(mixing, self.group_size) if self.group_size > 1 else mixing
         if self.trigger is None:
-            return self.lane.start(self._flows, x, mixing)
+            return self.lane.start(self._flows, x, mixing, self.steps)
         return self.lane.start(self._flows_called_for, x, mixing, self.trigger, self.trigger.known)
 
     def land(self, flight: InFlight) -> Tensor:
@@ -139,10 +151,10 @@ class Gossip(AgreesLate):
         self.count(mixing)
         return self.land(self.start(mixing, x))
 
-    def _flows(self, x: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor]:
+    def _flows(self, x: Tensor, mixing: Mixing, step: int) -> tuple[Tensor, Tensor]:
         """On the lane: the flows, and each worker's mean squared distance to its peers ``[L, 1]``; −1 where it has none."""
         part = self._own_part(x)
-        return self.flows(part, self.lane.exchange_by_rows(part, mixing), mixing.weights[self.world.positions])
+        return self.flows(part, answers(self.lane, part, mixing, mixing.weights[self.world.positions], step))
 
     def _flows_called_for(self, x: Tensor, mixing: Mixing, trigger: Trigger, known: Known) -> tuple[Any, ...]:
         """The same, of pairs that find themselves far apart; what is known then, and what was estimated ``[L, 1]``."""
@@ -150,25 +162,19 @@ class Gossip(AgreesLate):
         estimate = trigger.estimate(own, known, self.topology.size)
         part = self._own_part(x)
         heard, weights = trigger.exchange(self.lane, part, mixing, estimate)
-        flow, distance = self.flows(part, [(slice(None), heard)], weights)
+        flow, distance = self.flows(part, answers_of(part, heard, weights))
         known = trigger.measured(own + flow[:, : self.layout.d], distance, weights, known, self.topology.size)
         return flow, distance, known, estimate
 
-    def flows(self, x: Tensor, exchanged: Iterable[tuple[slice, Tensor]], weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Of what slices of rows have heard, each ``[r, k, b]``, by ``weights [L, k]``; in groups, of parts.
-
-        What was heard is overwritten.
-        """
-        weights = weights.to(x)
-        flow, distance = torch.empty_like(x), x.new_zeros(len(x), 1)
-        for rows, heard in exchanged:
-            own, sum_, given = x[rows], flow[rows].zero_(), weights[rows]
-            for place in range(heard.shape[1]):
-                # One rounding per operation: kernels that fuse them round differently at the end of a row.
-                difference = heard[:, place].sub_(own)
-                distance[rows] += squared_length(difference[:, : self.layout.d]).to(x)
-                sum_ += difference.mul_(given[:, place : place + 1])
-        peers = (weights != 0).sum(-1, keepdim=True)
+    def flows(self, x: Tensor, landed: Iterable[Answer]) -> tuple[Tensor, Tensor]:
+        """What answers add to vectors ``x [L, b]``, and the distances; in groups, of parts, to the flows of wholes."""
+        flow, distance, peers = torch.zeros_like(x), x.new_zeros(len(x), 1), torch.zeros(len(x), 1, device=x.device)
+        for answer in landed:
+            # One rounding per operation: kernels that fuse them round differently at the end of a row.
+            difference, heard = answer.theirs.sub_(answer.own), answer.weights != 0
+            distance[answer.rows] += squared_length(difference[:, : self.layout.d]).to(x) * heard
+            peers[answer.rows] += heard
+            flow[answer.rows] += difference.mul_(answer.weights)
         return self._whole(flow, torch.where(peers > 0, distance / peers.clamp(min=1), -1.0))
 
     def _own_part(self, x: Tensor) -> Tensor:
@@ -184,6 +190,9 @@ class Gossip(AgreesLate):
 
     def finish(self) -> Tensor:
         """The mean of all workers' parameters, or worker 0's own."""
+        if isinstance(self.lane, SurvivesPeers):
+            late, _ = self.flows(self.x, self.lane.settle(self.x))
+            self.x += late
         if not self.merge:
             return self.evaluation()
         return self.world.mean(self.x) if self.groups is None else self.groups.mean(self.x)
@@ -192,7 +201,8 @@ class Gossip(AgreesLate):
     def metrics(self) -> dict[str, float]:
         """Worker 0's mean squared distance to the peers that it heard last; how many models all workers have sent, if known."""
         sent = {"sent_by_all": float(self._sent_by_all)} if self.trigger is None else self.trigger.metrics
-        return {"peer_distance": float(self._peer_distance[0])} | sent
+        lost = {"lost_exchanges": float(self.lane.lost_exchanges)} if isinstance(self.lane, SurvivesPeers) else {}
+        return {"peer_distance": float(self._peer_distance[0])} | sent | lost
 
     @property
     def shared(self) -> dict[str, Tensor]:
@@ -275,6 +285,16 @@ class GossipConfig(StrategyConfig):
         self.communication.check_topology(topology)
         if not self.push_sum:
             check_keeps_mean(topology)
+
+    def check_survival(self, world_size: int) -> None:
+        """Links must go both ways, and what a pair knows of each other must not count."""
+        super().check_survival(world_size)
+        if self.communication.trigger() is not None:
+            raise ValueError(
+                f"communication.name={self.communication.name} needs the answers of all peers, and cannot go on when a worker is "
+                "lost: take always, sometimes, window or budget, or leave --on-failure at stop"
+            )
+        check_survival(self.topology.build(world_size))
 
     def check_steps(self, steps: int) -> None:
         """Somebody must talk."""

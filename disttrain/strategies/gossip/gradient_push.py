@@ -26,6 +26,7 @@ from disttrain.parameters import Layout
 from disttrain.strategies.base import strategies
 from disttrain.strategies.gossip.engine import Gossip, GossipConfig
 from disttrain.topology import Mixing, RandomPushConfig, TopologyConfig, topologies
+from disttrain.worlds.surviving import answers_of
 from disttrain.worlds.world import World
 
 WEIGHT_BYTES = 8
@@ -69,7 +70,7 @@ class StochasticGradientPush(Gossip):
         arrived = mixing.weights[own].to(message.device) * from_bytes(heard[..., d:], torch.float64)[..., 0]  # [L, k]
         for place in range(arrived.shape[1]):
             weight += arrived[:, place : place + 1]
-        flow, distance = self.flows(message[:, :d], [(slice(None), heard[..., :d])], arrived / weight)
+        flow, distance = self.flows(message[:, :d], answers_of(message[:, :d], heard[..., :d], arrived / weight))
         return flow, distance, weight
 
     def finish(self) -> Tensor:

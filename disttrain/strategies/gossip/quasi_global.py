@@ -37,6 +37,7 @@ class QuasiGlobalMomentum(Gossip):
     """
 
     adds_flows = True
+    survives_peers = True
 
     def __init__(self, momentum: float = 0.9, average: float = 0.9, **settings: Unpack[Settings]) -> None:
         super().__init__(**settings)

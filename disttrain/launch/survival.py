@@ -1,0 +1,126 @@
+"""``disttrain train --on-failure continue``: one host's workers, each looked after by itself, so that some can be lost.
+
+Torch's elastic agent ends all workers when one ends. This launcher says who was lost and why, and lets the others go on.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from disttrain.launch.ending import Ending, ending_by_signal, ending_of, forget_reports, reason_of, say_ending
+from disttrain.launch.processes import Processes, start_process
+from disttrain.launch.registrar import Registrar
+from disttrain.launch.shutdown import DONE, STOPPED, USERS_MISTAKE, StopRequest
+from disttrain.launch.worker_logs import log_stems
+
+GRACE_SECONDS = 5.0
+"""Before training begins, for the others to notice that one has failed."""
+STOP_SECONDS = 30.0
+"""For all to save and stop."""
+POLL_SECONDS = 0.02
+
+
+def train_on(command: Sequence[str], folder: Path, workers: int, timeout: float) -> int:
+    """Run ``workers`` processes until those that are left have ended; returns the exit code.
+
+    Args:
+        command: a Python module that they run, and its arguments; it finds torchrun's environment variables.
+        folder: the run folder, which exists.
+        workers: on this host.
+        timeout: seconds of ``launch.timeout``: who is silent for longer is ended, and lost.
+    """
+    stop, started = StopRequest(), time.time()
+    stop.listen()
+    forget_reports(folder)
+    registrar = Registrar(workers, timeout)
+    processes = start_workers(command, folder / "logs", workers, registrar.port)
+    try:
+        ending = Supervisor(processes, registrar, folder).run(stop, started)
+    finally:
+        processes.kill()
+    return say_ending(ending, folder)
+
+
+def start_workers(command: Sequence[str], logs: Path, workers: int, port: int) -> Processes:
+    """Standard error goes to ``rankN.log``, standard output to ``rankN.out``, worker 0's to the terminal."""
+    world = {
+        "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "DISTTRAIN_ON_FAILURE": "continue",
+    }  # fmt: skip
+    logs.mkdir(parents=True, exist_ok=True)
+    python = [sys.executable, "-u", "-m", *command]
+    return Processes(
+        [
+            start_process(
+                python, world | {"RANK": rank, "LOCAL_RANK": rank}, Path(f"{stem}.log"), Path(f"{stem}.out") if rank else None
+            )
+            for rank, stem in log_stems(logs, range(workers)).items()
+        ]
+    )
+
+
+class Supervisor:
+    """Watches workers until all have ended.
+
+    Args:
+        processes: just started.
+        registrar: is told of losses.
+        folder: where failing workers leave their reports.
+    """
+
+    def __init__(self, processes: Processes, registrar: Registrar, folder: Path) -> None:
+        self._processes, self._registrar, self._folder = processes, registrar, folder
+        self._silenced: set[int] = set()
+
+    def run(self, stop: StopRequest, started: float) -> Ending:
+        """How the run ended; ``started`` is when it was, by ``time.time()``."""
+        while True:
+            codes = self._processes.exit_codes()
+            if USERS_MISTAKE in codes.values() or (any(codes.values()) and not self._registrar.began):
+                return self._end_all()
+            if stop:
+                forget_reports(self._folder)  # of workers lost before: what counts now is whether the others can save
+                self._processes.ask_to_stop(STOP_SECONDS)
+                return ending_by_signal(str(stop.signal), self._folder, started)
+            self._note_losses(codes)
+            if len(codes) == len(self._processes):
+                return self._ending(codes)
+            self._registrar.tick()
+            self._end_the_silent()
+            time.sleep(POLL_SECONDS)
+
+    def _end_all(self) -> Ending:
+        """One cannot be spared: whoever does not follow is killed."""
+        first = self._processes.exit_codes()
+        self._processes.wait(GRACE_SECONDS)
+        codes = first | self._processes.exit_codes()
+        self._processes.kill()
+        codes |= self._processes.exit_codes()  # in the order of ending
+        return ending_of({rank: code for rank, code in codes.items() if code}, self._folder)
+
+    def _note_losses(self, codes: dict[int, int]) -> None:
+        """Say in a line who was lost, and why."""
+        for rank, code in codes.items():
+            if code in (DONE, STOPPED) or rank in self._registrar.record.lost:
+                continue
+            silent = "it did not answer within launch.timeout"
+            reason = silent if rank in self._silenced else reason_of(rank, code, self._folder)
+            loss = self._registrar.lose(rank, reason)
+            left = len(self._registrar.record.survivors)
+            others = f"{left} of {len(self._processes)} workers go on" if left else "no worker is left"
+            print(f"disttrain: rank {rank} is lost, about step {loss.step}: {reason}; {others}", file=sys.stderr, flush=True)
+
+    def _end_the_silent(self) -> None:
+        for rank in self._registrar.silent():
+            self._silenced.add(rank)
+            self._processes.signal(rank, signal.SIGKILL)
+
+    def _ending(self, codes: dict[int, int]) -> Ending:
+        """All have ended: as those that were not lost have."""
+        if DONE in codes.values():
+            return Ending(DONE)
+        return Ending(STOPPED) if STOPPED in codes.values() else ending_of(codes, self._folder)
