@@ -34,6 +34,9 @@ def config(tmp_path):
     [
         (["strategy.name=ddp"], "strategy: name=ddp cannot go on when a worker is lost"),
         (["strategy.topology.name=exponential"], "take a topology whose links go both ways"),
+        (["strategy.delay=1", "strategy.mixing_rate=0.5"], "delay=1 and group_size=1 count on every worker"),
+        (["strategy.group_size=2"], "delay=0 and group_size=2 count on every worker"),
+        (["strategy.communication.name=triggered"], "communication.name=triggered needs the answers of all peers"),
         (["--max-restarts", "1"], "--max-restarts would be ignored"),
     ],
 )
