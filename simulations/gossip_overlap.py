@@ -9,8 +9,8 @@ after every step, by dpsgd in either order. With, per step and as the median ove
 
     C   compute: all that is not a wait for the network, of combine_while_adapt
     M   the exchange alone: wire_bytes by the bandwidth that a bare all-reduce measures before each run
-    E   the exchange as it was: what adapt_then_combine, which hides nothing, waits for, the median of a run's intervals: on a busy
-        machine a worker that is not served in time is waited for, too
+    E   the exchange as it was: what adapt_then_combine, which hides nothing, waits for, the median of a run's intervals: on a
+        busy machine a worker that is not served in time is waited for, too
 
 it is checked that
 
