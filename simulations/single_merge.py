@@ -7,7 +7,8 @@ that never talk cannot be merged. Here:
 
 - digits, a perceptron of two layers of 64, 32 workers, each with a mixture of classes of its own (Dirichlet, 0.1 for each of ten
   classes; single_merge_data.py), 20 local steps of 16 samples a round, 100 rounds;
-- the quickstart's PLM, 16 workers, whose files are dealt out by package, 10 local steps of 2 sequences a round, 50 rounds.
+- the quickstart's PLM, 16 workers, whose files are dealt out by package, 2 local steps of a sequence of 64 bytes a round, 50
+  rounds: the quickstart's batch, and few steps, for Muon's sixteen instances cost more than the model.
 
     python simulations/single_merge.py [--budget MINUTES] [--folder DIR] [--jobs N]
 

@@ -167,17 +167,16 @@ class TorchWorld:
         return self._send_and_receive(x, senders, receivers)
 
     def _send_and_receive(self, x: Tensor, senders: list[int], receivers: list[int]) -> Tensor:
-        row, heard = x[0].contiguous(), x.new_empty(1, len(senders), *x.shape[1:])
-        places = {peer: place for place, peer in enumerate(senders) if peer != self.rank}
-        rows = {peer: heard[0, place] for peer, place in places.items()}  # each is received where it belongs
+        row = x[0].contiguous()
+        rows = {peer: torch.empty_like(row) for peer in senders if peer != self.rank}
         receiving = [dist.P2POp(dist.irecv, _raw(into), group=self.group, group_peer=peer) for peer, into in rows.items()]
         sending = [dist.P2POp(dist.isend, _raw(row), group=self.group, group_peer=peer) for peer in receivers]
         if receiving or sending:
             for work in dist.batch_isend_irecv(receiving + sending):
                 work.wait()
+        heard = x.new_empty(1, len(senders), *x.shape[1:])
         for place, peer in enumerate(senders):
-            if places.get(peer) != place:  # itself, or one that is named twice
-                heard[0, place] = rows.get(peer, row)
+            heard[0, place] = rows.get(peer, row)
         return heard
 
     def _broadcast(self, x: Tensor) -> Tensor:
