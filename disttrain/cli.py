@@ -106,7 +106,7 @@ def _train(parsed: argparse.Namespace) -> int:
         overrides = _with_directory(parsed.overrides, loaded, folder)
         if goes_on:
             command = ["disttrain.worker", parsed.config, *overrides]
-            code = train_on(command, folder.path, parsed.workers, loaded.config.launch.timeout)
+            code = train_on(command, folder.path, parsed.workers, loaded.config.launch.timeout, parsed.max_restarts)
         else:
             code = train(parsed.config, overrides, folder.path, parsed.workers, parsed.max_restarts)
         if code == USERS_MISTAKE:
@@ -120,10 +120,6 @@ def _check_survival(parsed: argparse.Namespace, loaded: LoadedConfig) -> None:
     Raises:
         UserError: saying what could.
     """
-    if parsed.max_restarts:
-        raise UserError(
-            "--on-failure continue: a lost worker is not started again, so --max-restarts would be ignored; leave it out"
-        )
     try:
         loaded.config.strategy.check_survival(parsed.workers)
     except ValueError as error:

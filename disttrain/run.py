@@ -24,8 +24,9 @@ from disttrain.launch.start import choose_device, start_cpu, start_world
 from disttrain.random import Stream, generator
 from disttrain.recording.folder import unused_directory
 from disttrain.strategies.attach import PreparedModule, StrategyOptimizer
-from disttrain.training.meeting import meet
+from disttrain.training.meeting import Meeting, meet
 from disttrain.training.session import Session
+from disttrain.worlds import JoiningWorld
 
 
 def start_session(loaded: LoadedConfig, info: RankInfo, stop_request: StopRequest) -> Session:
@@ -42,6 +43,8 @@ def start_session(loaded: LoadedConfig, info: RankInfo, stop_request: StopReques
     start_cpu(launch.threads, info.local_world_size)
     device = choose_device(launch.device, info.local_rank, info.local_world_size)
     world = start_world(info, device, launch.backend, launch.interface, launch.timeout, launch.debug)
+    if isinstance(world, JoiningWorld):
+        return Session(config, world, device, Meeting.recalled(world), resume=False, stop_request=stop_request)
     directory = Path(config.run.directory or "")
     if config.run.directory is None and info.rank == 0:
         directory = unused_directory(str(config.run.name))
@@ -52,6 +55,7 @@ def start_session(loaded: LoadedConfig, info: RankInfo, stop_request: StopReques
     }
     resume = config.training.resume == "auto" or info.restarts > 0
     meeting = meet(world, device, directory, identity, resume)
+    meeting.remember(world)
     return Session(config, world, device, meeting, resume, stop_request)
 
 

@@ -59,20 +59,21 @@ class SurvivorsRun:
         size: int,
         body: tuple[Callable[..., Any], tuple[Any, ...]],
         timeout: float,
+        max_restarts: int,
     ) -> None:
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         self.folder, self.size = folder, size
         self.registrar = Registrar(size, timeout)
-        started = [
-            context.Process(target=_worker, args=(rank, size, self.registrar.port, folder, *body), daemon=True)
-            for rank in range(size)
-        ]
-        for process in started:
+
+        def start(rank: int, life: int) -> Any:
+            process = context.Process(target=_worker, args=(rank, size, life, self.registrar.port, folder, *body), daemon=True)
             process.start()
-        self.processes = Processes([Forked(process) for process in started])
+            return Forked(process)
+
+        self.processes = Processes([start(rank, 0) for rank in range(size)])
         self._ending: Ending | None = None
         self._stop = StopRequest()
-        supervisor = Supervisor(self.processes, self.registrar, folder)
+        supervisor = Supervisor(self.processes, self.registrar, folder, start, max_restarts)
         self._thread = threading.Thread(target=self._supervise, args=(supervisor,), daemon=True)
         self._thread.start()
 
@@ -85,6 +86,14 @@ class SurvivorsRun:
         while max(self.registrar.record.steps) < step:
             assert self._thread.is_alive(), f"ended before step {step}: {self._ending}\n{self.accounts()}"
             assert time.monotonic() < deadline, f"step {step} not reached\n{self.accounts()}"
+            time.sleep(0.005)
+
+    def wait_until_back(self, rank: int, timeout: float = 60) -> None:
+        """Until a rank that was lost has been let in again."""
+        deadline = time.monotonic() + timeout
+        while rank not in self.registrar.record.losses or rank in self.registrar.record.lost:
+            assert self._thread.is_alive(), f"ended before rank {rank} was back: {self._ending}\n{self.accounts()}"
+            assert time.monotonic() < deadline, f"rank {rank} is not back\n{self.accounts()}"
             time.sleep(0.005)
 
     def kill(self, rank: int) -> None:
@@ -121,15 +130,17 @@ class SurvivorsRun:
         return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted((self.folder / "logs").glob("*.txt")))
 
 
-def _worker(rank: int, size: int, port: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    log = (folder / "logs" / f"{rank}.txt").open("w", buffering=1)
+def _worker(
+    rank: int, size: int, life: int, port: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    log = (folder / "logs" / f"{rank}.txt").open("a", buffering=1)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     faulthandler.register(signal.SIGUSR2, log, all_threads=True)
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "DISTTRAIN_ON_FAILURE": "continue",
+        "DISTTRAIN_ON_FAILURE": "continue", "DISTTRAIN_LIFE": str(life),
     }  # fmt: skip
     import torch
 
@@ -148,15 +159,21 @@ def _worker(rank: int, size: int, port: int, folder: Path, function: Callable[..
 def survivors(server: ForkServerContext, tmp_path: Path) -> Iterator[Callable[..., SurvivorsRun]]:
     """``survivors(n, function, *arguments)``: a :class:`SurvivorsRun`; nothing of it is left after the test.
 
-    ``timeout`` is that of silent workers, ``folder`` what the supervisor takes for the run's.
+    ``timeout`` is that of silent workers, ``folder`` what the supervisor takes for the run's, ``max_restarts`` how often lost
+    workers are started again.
     """
     runs: list[SurvivorsRun] = []
 
     def start(
-        size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60.0, folder: Path | None = None
+        size: int,
+        function: Callable[..., Any],
+        *arguments: Any,
+        timeout: float = 60.0,
+        folder: Path | None = None,
+        max_restarts: int = 0,
     ) -> SurvivorsRun:
         folder = folder or tmp_path / f"processes{len(runs)}"
-        runs.append(SurvivorsRun(server, folder, size, (function, arguments), timeout))
+        runs.append(SurvivorsRun(server, folder, size, (function, arguments), timeout, max_restarts))
         return runs[-1]
 
     yield start

@@ -106,9 +106,9 @@ def ending_by_signal(name: str, folder: Path, started: float) -> Ending:
     return Ending(STOPPED, f"stopped by {name} and saved")
 
 
-def forget_reports(folder: Path) -> None:
-    """Remove what failing workers of an earlier start have left."""
-    for report in folder.glob("failure.rank*.json"):
+def forget_reports(folder: Path, rank: int | None = None) -> None:
+    """Remove what failing workers of an earlier start have left, or one of them."""
+    for report in folder.glob(f"failure.rank{'*' if rank is None else rank}.json"):
         report.unlink()
 
 

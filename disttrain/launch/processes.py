@@ -24,6 +24,10 @@ class Processes:
     def __len__(self) -> int:
         return len(self._processes)
 
+    def replace(self, rank: int, process: subprocess.Popen[bytes]) -> None:
+        """Another one has the rank of one that has ended."""
+        self._processes[rank] = process
+
     def exit_codes(self) -> dict[int, int]:
         """Of the workers that have ended; a signal's number, negative, if one ended them."""
         codes = {rank: process.poll() for rank, process in enumerate(self._processes)}

@@ -31,6 +31,8 @@ class RankInfo:
     max_restarts: int = 0
     survives_peers: bool = False
     """Whether the launcher lets workers go on when others are lost."""
+    life: int = 0
+    """How often this rank was lost in the run, which goes on, and was started again."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> RankInfo:
@@ -56,6 +58,7 @@ class RankInfo:
             restarts=_integer(environment, "TORCHELASTIC_RESTART_COUNT", default="0"),
             max_restarts=_integer(environment, "TORCHELASTIC_MAX_RESTARTS", default="0"),
             survives_peers=environment.get("DISTTRAIN_ON_FAILURE") == "continue",
+            life=_integer(environment, "DISTTRAIN_LIFE", default="0"),
         )
         if not (info.rank < info.world_size and info.local_rank < info.local_world_size <= info.world_size):
             raise UserError(f"the ranks contradict each other: RANK={info.rank} of WORLD_SIZE={info.world_size}, "

@@ -14,7 +14,7 @@ from disttrain.component import UserError
 from disttrain.launch.cpu import avoid_broken_amx, keep_freed_memory, round_alike_at_any_address
 from disttrain.launch.rank_info import RankInfo
 from disttrain.launch.shutdown import FAILED, leave
-from disttrain.worlds import SurvivingWorld, TorchWorld
+from disttrain.worlds import JoiningWorld, SurvivingWorld, TorchWorld
 from disttrain.worlds.store import TCPStore
 
 
@@ -63,12 +63,12 @@ def start_world(
         raise UserError(f"launch.backend=nccl needs a GPU for every worker, and this one is on {device}: use gloo")
     if interface is not None:
         _use_interface(interface)
-    alone = dist.HashStore() if info.launcher == "none" else None  # type: ignore[attr-defined]
+    alone = dist.HashStore() if info.launcher == "none" or info.life else None  # type: ignore[attr-defined]
     dist.init_process_group(
         backend,
         store=alone,
-        rank=info.rank if alone else -1,
-        world_size=info.world_size if alone else -1,
+        rank=0 if alone else -1,
+        world_size=1 if alone else -1,
         timeout=timeout,
     )
     return _surviving(info, timeout, debug) if info.survives_peers else TorchWorld(timeout=timeout, debug=debug)
@@ -82,6 +82,8 @@ def _surviving(info: RankInfo, timeout: timedelta, debug: bool) -> SurvivingWorl
         print(f"disttrain: rank {info.rank}: the launcher is gone, and with it the store", file=sys.stderr)
         leave(FAILED)
 
+    if info.life:
+        return JoiningWorld(store, info.rank, info.world_size, info.life, timeout, debug, launcher_lost)
     return SurvivingWorld(store, info.rank, timeout, debug, launcher_lost)
 
 

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,28 @@ class Snapshot:
     local_facts: dict[str, Any]
 
 
+def lost_workers(facts: dict[str, Any]) -> set[int]:
+    """Whom a run had lost by a checkpoint, and not got back."""
+    back = {each["rank"]: each.get("back_from") is not None for each in facts.get("lost_workers", ())}
+    return {rank for rank, is_back in back.items() if not is_back}
+
+
 def rank_file(rank: int) -> str:
     """Where worker ``rank`` keeps what is its own."""
     return f"rank{rank:05d}.safetensors"
+
+
+def pack(snapshot: Snapshot) -> list[bytes]:
+    """A snapshot as three messages for another worker: facts, what is shared, what is its own."""
+    facts = json.dumps([snapshot.shared_facts, snapshot.local_facts]).encode()
+    return [facts, *(_packed(tensors) for tensors in (snapshot.shared, snapshot.local))]
+
+
+def unpack(messages: Sequence[bytes]) -> Snapshot:
+    """The snapshot again."""
+    shared_facts, local_facts = json.loads(messages[0])
+    shared, local = (safetensors.torch.load(message) for message in messages[1:])
+    return Snapshot(shared, local, shared_facts, local_facts)
 
 
 class CheckpointStore:
@@ -157,7 +176,7 @@ class CheckpointStore:
             CheckpointError: if a file is damaged, or is not in this folder because hosts have folders of their own.
         """
         manifest, everybody = self._manifest(step), []
-        files, lost = manifest["files"], {each["rank"] for each in manifest["facts"].get("lost_workers", ())}
+        files, lost = manifest["files"], lost_workers(manifest["facts"])
         for rank in sorted(set(range(num_workers)) - lost):
             path = self._path(step) / rank_file(rank)
             if rank_file(rank) not in files:
@@ -249,10 +268,14 @@ def _folder(step: int) -> str:
 
 def _write(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, Any]:
     """Write a safetensors file through to the disk; returns its manifest entry."""
-    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = safetensors.torch.save(own, metadata={"facts": json.dumps(facts)})
+    data = _packed(tensors, {"facts": json.dumps(facts)})
     _write_bytes(path, data)
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _packed(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return safetensors.torch.save(own, metadata=metadata)
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

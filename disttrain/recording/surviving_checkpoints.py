@@ -17,13 +17,13 @@ class _Begun(NamedTuple):
 
 
 class SurvivingCheckpointStore(CheckpointStore):
-    """A store whose members may be lost: the first of those that are left leads.
+    """A store whose members may be lost: the first of those that are left leads. Who is not back yet saves nothing.
 
     A checkpoint is made whole by whoever leads when the last part is there. One that a newer overtakes never is: a worker that
     was away has skipped it.
 
     Args:
-        survivors: who is left.
+        survivors: who is left, whoever leads first.
         others: of :class:`CheckpointStore`.
     """
 
@@ -37,13 +37,19 @@ class SurvivingCheckpointStore(CheckpointStore):
     @property
     def members(self) -> list[int]:
         """Those of this folder that are left."""
-        left = set(self._survivors())
-        return [rank for rank in self._all_members if rank in left]
+        return [rank for rank in self._survivors() if rank in self._all_members]
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker is the first of them."""
+        return self.members[:1] == [self.rank]
 
     def save(self, step: int, snapshot: Snapshot, patient: Patience, meeting_place: str | None = None) -> None:
         """Write this worker's part; at a ``meeting_place`` wait for the others', else :meth:`settle` does the rest."""
         if meeting_place is not None:
             super().save(step, snapshot, patient, meeting_place)
+            return
+        if self.rank not in self.members:
             return
         partial = self._partial(step)
         try:

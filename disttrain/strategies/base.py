@@ -85,6 +85,10 @@ class Strategy:
         """Go on as if so many steps had been made, where :attr:`survives_peers`: the others made them while this was away."""
         raise NotImplementedError(f"{type(self).__name__} does not survive the loss of workers")
 
+    def join(self) -> None:
+        """Go on from another worker's state, where :attr:`survives_peers`: what it had under way is not this worker's."""
+        raise NotImplementedError(f"{type(self).__name__} does not survive the loss of workers")
+
     def evaluation(self) -> Tensor:
         """The parameters ``[1, d]`` that are validated and exported in mid-run."""
         return self.x[:1]

@@ -50,7 +50,7 @@ def steps(session: Session, corpus: Corpus, objective: Objective, order: Order) 
     validate_every = 0 if session.emulated else training.validate_every
     tokens = training.batch_size * corpus.task.units_per_sample
     while not session.should_stop:
-        session.survival.catch_up(session.optimizer, session.strategy, session.stopping.at)
+        session.look_after_others()
         loss = _forward_backward(session, objective, corpus.train, order)
         session.optimizer.step()
         session.optimizer.zero_grad()

@@ -16,9 +16,9 @@ import torch
 
 from disttrain.component import UserError
 from disttrain.recording.folder import RunFolder
-from disttrain.worlds import TorchWorld
+from disttrain.worlds import SurvivingWorld, TorchWorld
 
-FACT_BYTES = 1024
+FACT_BYTES, MEETING = 1024, "meeting"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,17 @@ class Meeting:
     """The workers that write to the same run folder as this one."""
     token: str
     """Equal on all workers, different in every start."""
+
+    def remember(self, world: TorchWorld) -> None:
+        """Leave word for workers that come later, where there may be some."""
+        if isinstance(world, SurvivingWorld) and world.rank == 0:
+            world.sign(MEETING, json.dumps([str(self.folder.path), self.members, self.token]))
+
+    @classmethod
+    def recalled(cls, world: SurvivingWorld) -> Meeting:
+        """What the workers had found out, for one that comes later."""
+        path, members, token = json.loads(world.signed(MEETING) or "")
+        return cls(RunFolder(Path(path)), members, token)
 
 
 def exchange_facts(world: TorchWorld, facts: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from disttrain.config import RunConfig, dump
 from disttrain.launch.interface_counter import InterfaceCounter
 from disttrain.launch.shutdown import StopRequest
 from disttrain.parameters import sha256_of
-from disttrain.recording.checkpoint import CheckpointError
+from disttrain.recording.checkpoint import CheckpointError, Snapshot
 from disttrain.recording.folder import write_atomically
 from disttrain.recording.progress import Display
 from disttrain.recording.recorder import Recorder
@@ -73,14 +73,14 @@ class Session:
     ) -> None:
         self.config, self.world, self.device, self.folder = config, world, device, meeting.folder
         self.strategy = config.build_strategy()
-        self.display = Display(config.training.steps, world.rank == 0, self.folder.logs / "console.log")
+        self.survival = Survival(world)
+        self.display = Display(config.training.steps, self.survival.leads, self.folder.logs / "console.log")
         self.should_stop, self._resume = False, resume
         self.emulated = config.launch.emulated_step_time is not None
         self._interface = InterfaceCounter(config.launch.interface)
         self.unit: str | None = None
         self.flops_per_token: float | None = None
         self.peak_flops: float | None = None
-        self.survival = Survival(world)
         self._lockstep = self.strategy.lockstep and not self.survival.possible
         planned_end = min(config.training.steps, config.training.stop_after or sys.maxsize)
         self.stopping = Stopping(stop_request, self.folder.path / f".stop-{meeting.token}", self._lockstep, planned_end)
@@ -132,10 +132,12 @@ class Session:
             UserError: if there are checkpoints and none is whole, or it is of another model or number of workers.
         """
         step = None
-        if self._resume:
+        if self.survival.joins:
+            step = self._join()
+        elif self._resume:
             step = newest_agreed(self._store, self.world, self.device, self._warn)
-        if step is not None:
-            self._restore(step)
+            if step is not None:
+                self._restore(step)
         self.world.traffic.exposed_seconds = self._exposed_before  # waiting for others to start is not training
         self._open_records(step or 0)
         self._start_clock()
@@ -173,6 +175,18 @@ class Session:
         self._no_checkpoint_until = int(furthest)  # workers without lockstep may have stopped at different steps
         self.display.say(f"continuing from step {step} of {self._store.directory}")
 
+    def _join(self) -> int:
+        """Go on from another worker's state; what this one did in earlier lives is not counted in its own."""
+        snapshot = self.survival.take_state(lambda: not self.stopping.asked())
+        self._state.restore(snapshot)
+        self.strategy.join()
+        self._tokens, self._seconds_before = snapshot.shared_facts["tokens"], snapshot.shared_facts["seconds"]
+        self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stopping.at, self.step)
+        self._recorded = self._no_checkpoint_until = self.step
+        giver = snapshot.local_facts["worker"]
+        print(f"disttrain: rank {self.world.rank} is here again, with rank {giver}'s state of step {self.step}", file=sys.stderr)
+        return self.step
+
     def _open_records(self, step: int) -> None:
         if not self.survival.leads:
             return
@@ -186,6 +200,11 @@ class Session:
         write_atomically(self.folder.config, dump(self.config))
 
     # --- during training -------------------------------------------------------------------------------------------
+
+    def look_after_others(self) -> None:
+        """Between steps, where workers may be lost: help those that are back, and go on where the others are."""
+        self.survival.give_state(self._capture)
+        self.survival.catch_up(self.optimizer, self.strategy, self.stopping.at)
 
     @property
     def step(self) -> int:
@@ -262,6 +281,8 @@ class Session:
             batches: training inputs for ``strategy.buffers=recalibrate``.
         """
         module = self.model.module
+        if self.completed:
+            self.survival.come_to_the_end()
         with self.model.live():
             result = self.strategy.finish() if self.completed else self.strategy.evaluation()
             if result.data_ptr() != self.strategy.x.data_ptr():
@@ -291,7 +312,7 @@ class Session:
 
     # --- details ---------------------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
+    def _capture(self) -> Snapshot:
         config = self.config.model_dump(mode="json")
         facts = {"workers": self.world.size, "tokens": self._tokens, "seconds": self._seconds(), "config": config}
         facts |= self.survival.facts
@@ -301,7 +322,10 @@ class Session:
             "own_loss": self._agreement.own.state(),
             "unlogged_loss": self._agreement.loss.state(),
         }
-        snapshot = self._state.capture(facts, own)
+        return self._state.capture(facts, own)
+
+    def _save(self) -> None:
+        snapshot = self._capture()
         stopping, timeout = self.stopping, self.config.launch.timeout
         try:
             meeting_place = "stop" if stopping.apart else None

@@ -32,10 +32,13 @@ class CommittedMean:
         register: says who lives.
         rank: this worker.
         timeout: how long an attempt may take that fails though nobody is lost.
+
+    Attributes:
+        calls: how many there were.
     """
 
     def __init__(self, store: TCPStore, register: Register, rank: int, timeout: timedelta) -> None:
-        self._store, self._register, self._rank, self._timeout, self._calls = store, register, rank, timeout, 0
+        self._store, self._register, self._rank, self._timeout, self.calls = store, register, rank, timeout, 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """The mean ``[1, d]``, fresh, of the living workers' ``x [1, d]``.
@@ -43,10 +46,10 @@ class CommittedMean:
         Raises:
             RuntimeError: if it fails for another reason than a loss.
         """
-        self._calls += 1
+        self.calls += 1
         while True:
             members = self._register.record.survivors
-            name = f"mean/{self._calls}/{'-'.join(map(str, members))}"
+            name = f"mean/{self.calls}/{'-'.join(map(str, members))}"
             attempt = self._start(name, members, x.to("cpu", copy=True))
             if self._decide(name, members, attempt) == DONE:
                 mean, _ = attempt.result()

@@ -32,13 +32,13 @@ class TorchLane(TorchWorld):
 
     Args:
         name: for error messages.
-        group: the lane's own.
+        group: the lane's own; None: all processes'.
         timeout: for lanes made from this one.
         debug: hold every job to the rules in `world.py`.
         traffic: of this worker.
     """
 
-    def __init__(self, name: str, group: ProcessGroup, timeout: timedelta | None, debug: bool, traffic: Traffic) -> None:
+    def __init__(self, name: str, group: ProcessGroup | None, timeout: timedelta | None, debug: bool, traffic: Traffic) -> None:
         super().__init__(group, timeout, debug, traffic)
         self.name, self.rows = f"lane {name!r}", torch.tensor([0])
         self._jobs: queue.SimpleQueue[tuple[InFlight, tuple[Any, ...]]] = queue.SimpleQueue()

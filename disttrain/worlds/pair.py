@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -59,10 +58,11 @@ class Exchange:
 
 
 class Pair:
-    """This worker's end of its exchanges with ``peer``, a rank of ``group``.
+    """This worker's end of its exchanges with ``peer``.
 
     Args:
-        group: gloo, with a timeout that never comes.
+        connect: waits for the other end, in the pair's own thread; a gloo group, with a timeout that never comes, and the other
+            end's rank in it.
         peer: the other end.
         half_done: called if the peer is lost after its vector came, and perhaps before this one's went.
 
@@ -70,8 +70,9 @@ class Pair:
         lost: whether the connection is.
     """
 
-    def __init__(self, group: ProcessGroup, peer: int, half_done: Callable[[], None]) -> None:
-        self._group, self._peer, self._half_done, self.lost = group, peer, half_done, False
+    def __init__(self, connect: Callable[[], tuple[ProcessGroup, int]], peer: int, half_done: Callable[[], None]) -> None:
+        self._connect, self._half_done, self.lost = connect, half_done, False
+        self._connection: tuple[ProcessGroup, int] | None = None
         self._wanted: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
         self._theirs: tuple[int, float] | None = None  # announced by the peer, and not yet reached by this end
         self._sending: list[tuple[Work, Tensor]] = []  # a message may be read long after it was sent
@@ -96,6 +97,7 @@ class Pair:
                     exchange.result.set_exception(error)
 
     def _make(self, exchange: Exchange) -> None:
+        self._connection = self._connection or self._connect()
         self._announce(exchange)
         while self._theirs is None or self._theirs[0] < exchange.step:
             self._theirs = self._heard()
@@ -130,11 +132,11 @@ class Pair:
         sending.wait()
 
     def _send(self, message: Tensor, tag: int) -> Work:
-        work = dist.isend(message, group=self._group, group_dst=self._peer, tag=tag)
-        assert work is not None
-        return work
+        assert self._connection is not None
+        group, peer = self._connection
+        return group.send([message], peer, tag)
 
     def _receive(self, into: Tensor, tag: int) -> Work:
-        work = dist.irecv(into, group=self._group, group_src=self._peer, tag=tag)
-        assert work is not None
-        return work
+        assert self._connection is not None
+        group, peer = self._connection
+        return group.recv([into], peer, tag)

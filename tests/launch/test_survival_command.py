@@ -37,7 +37,6 @@ def config(tmp_path):
         (["strategy.delay=1", "strategy.mixing_rate=0.5"], "delay=1 and group_size=1 count on every worker"),
         (["strategy.group_size=2"], "delay=0 and group_size=2 count on every worker"),
         (["strategy.communication.name=triggered"], "communication.name=triggered needs the answers of all peers"),
-        (["--max-restarts", "1"], "--max-restarts would be ignored"),
     ],
 )
 def test_what_could_not_go_on_is_refused_before_anything_starts(config, tmp_path, capsys, more, complaint):

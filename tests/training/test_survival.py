@@ -160,6 +160,67 @@ def test_a_thawed_worker_goes_on_where_the_others_are(survivors, config, tmp_pat
     assert summary_of(tmp_path / "run")["tokens"] == 250 * 48
 
 
+def trained_with_a_diary(config, directory, *overrides):
+    """Train slowly; this worker's parameters after each tenth step, by step."""
+    request = StopRequest()
+    request.listen()
+    session = start_session(load_config(config, [f"run.directory={directory}", *overrides]), RankInfo.from_environment(), request)
+    after_step, diary = session.strategy.after_step, {}
+
+    def noting_after_step():
+        time.sleep(0.02)
+        after_step()
+        if session.strategy.steps % 10 == 0:
+            diary[session.strategy.steps] = session.strategy.x[0].clone()
+
+    session.strategy.after_step = noting_after_step
+    with patch("disttrain.recording.recorder.plot_loss"):
+        fit(session)
+    return diary
+
+
+def distances(diaries, step):
+    """Of each worker to the mean, after a step."""
+    mean = sum(diary[step] for diary in diaries.values()) / len(diaries)
+    return {rank: float((diary[step] - mean).norm()) for rank, diary in diaries.items()}
+
+
+@pytest.mark.parametrize(("strategy", "victim"), [("dpsgd", 2), ("dpsgd", 0), ("quasi_global_momentum", 1)])
+def test_a_worker_that_is_started_again_joins_the_others(survivors, config, tmp_path, strategy, victim):
+    folder = tmp_path / "run"
+    plain = ["optimizer.momentum=0"] if strategy == "quasi_global_momentum" else []
+    settings = [f"strategy.name={strategy}", "training.steps=300", *plain]
+    run = survivors(4, trained_with_a_diary, config, folder, *settings, max_restarts=1)
+    run.wait_for_step(30)
+    run.kill(victim)
+    run.wait_until_back(victim)
+    assert run.end().code == DONE, run.accounts()
+    (lost,) = summary_of(folder)["lost_workers"]
+    assert lost["rank"] == victim
+    assert lost["step"] < lost["back_from"] < 280
+    diaries = run.results()
+    assert set(diaries) == set(range(4)), "the merge is of all four"
+    assert min(diaries[victim]) > 30, "it has gone on where the others were"
+    alone, together = distances(diaries, lost["back_from"] // 10 * 10), distances(diaries, 290)
+    assert alone[victim] > 1.5 * together[victim], (alone, together)
+    assert together[victim] < 1.5 * max(distance for rank, distance in together.items() if rank != victim), together
+    assert summary_of(folder)["validation_accuracy"] > 0.9
+    steps = [record["step"] for record in records_of(folder)]
+    assert steps == sorted(set(steps)), "one worker writes at a time"
+    manifest = json.loads((folder / "checkpoints" / "step_00000300" / "manifest.json").read_text())
+    assert len(manifest["files"]) == 5
+
+
+def test_a_worker_that_comes_back_too_late_has_no_part_in_the_result(survivors, config, tmp_path):
+    run = survivors(3, trained_slowly, config, tmp_path / "run", "training.steps=60", max_restarts=3)
+    run.wait_for_step(50)
+    run.kill(1)
+    assert run.end().code == DONE, run.accounts()
+    (lost,) = summary_of(tmp_path / "run")["lost_workers"]
+    assert (lost["rank"], lost["back_from"]) == (1, None)
+    assert set(run.results()) == {0, 2}
+
+
 def test_a_stop_request_saves_what_there_is(survivors, config, tmp_path):
     folder = tmp_path / "run"
     run = survivors(3, trained_slowly, config, folder, "training.steps=5000", folder=folder)

@@ -4,19 +4,26 @@ import pytest
 
 from disttrain.launch.registrar import Registrar
 from disttrain.worlds.deadline import Deadline
-from disttrain.worlds.register import NOT_BEGUN, RECORD, Loss, Record, beat_key
+from disttrain.worlds.register import CLOSED, DOOR, NOT_BEGUN, RECORD, Loss, Record, beat_key, ready_key
 
 
 def test_a_record_is_read_as_it_was_written():
-    record = Record((3, 7, 5), {1: Loss("it was killed by SIGKILL", 7, 1.5, 12)})
+    record = Record((3, 7, 5), {1: (Loss("it was killed by SIGKILL", 7, 1.5, 12, 20), Loss("", 9, 2.5, 30))}, {1: 2}, {1: 0})
     assert Record.load(record.dump().encode()) == record
 
 
 def test_a_lost_worker_takes_part_up_to_the_step_from_which_the_others_know():
-    record = Record((3, 7, 5), {1: Loss("", 7, 1.5, 12)})
+    record = Record((3, 7, 5), {1: (Loss("", 7, 1.5, 12),)})
     assert record.survivors == [0, 2]
     assert record.living(11).tolist() == [True, True, True]
     assert record.living(12).tolist() == [True, False, True]
+
+
+def test_a_worker_that_is_back_takes_part_from_the_step_that_was_agreed_and_leads_last():
+    record = Record((30, 30, 5), {0: (Loss("", 7, 1.5, 12, 20), Loss("", 25, 4.0, 28, 40)), 2: (Loss("", 5, 1.0, 9, 15),)})
+    assert [record.living(step)[0].item() for step in (11, 12, 19, 20, 27, 28, 39, 40)] == [True, False, False, True] * 2
+    assert record.survivors == [0, 1, 2]
+    assert record.seniority == [1, 2, 0]
 
 
 def tick(registrar, beats):
@@ -38,6 +45,27 @@ def test_a_loss_takes_effect_beyond_everybodys_progress_and_everybody_can_read_i
     assert loss.from_step > 50
     assert Record.load(registrar._store.get(RECORD)) == registrar.record
     assert registrar.record.survivors == [0, 2]
+
+
+def test_a_worker_that_is_started_again_is_let_in_when_it_has_somebodys_state_and_only_while_the_door_is_open():
+    registrar = Registrar(2, timeout=60.0)
+    tick(registrar, ["4 1", "4 1"])
+    for life in (1, 2):
+        registrar.lose(1, "why")
+        assert registrar.expect(1) == life
+        tick(registrar, ["50 2", "-1 0"])
+        assert registrar.record.givers == {}
+        registrar._store.set(ready_key(1, life), "")
+        tick(registrar, ["60 3", "-1 1"])
+        assert registrar.record.givers == {1: 0}
+        if life == 2:
+            registrar._store.set(DOOR, CLOSED)
+        tick(registrar, ["70 4", "61 2"])
+        assert registrar.record.survivors == ([0, 1] if life == 1 else [0])
+        assert registrar.is_over == (life == 2)
+        if life == 1:
+            assert registrar.record.losses[1][0].back_from > 70
+            assert registrar.record.givers == {}
 
 
 def test_a_worker_is_silent_if_nothing_of_it_changes(monkeypatch):

@@ -126,6 +126,11 @@ class DPSGD(Gossip):
                 self._mix_late(self._late, number)
         return super().finish()
 
+    def join(self) -> None:
+        """The other one adds what it had under way."""
+        super().join()
+        self._under_way.fill_(False)
+
     def _mix(self) -> None:
         if not self._under_way:
             return

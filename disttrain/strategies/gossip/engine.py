@@ -115,6 +115,9 @@ class Gossip(AgreesLate):
         """Go on as if so many steps had been made: this worker was away, and the others were not."""
         self._steps += steps
 
+    def join(self) -> None:
+        """Nothing is under way here."""
+
     def count(self, mixing: Mixing) -> None:
         """Count the round's messages, if it is known that they are sent."""
         if self.trigger is None:
