@@ -88,10 +88,10 @@ class SurvivorsRun:
             assert time.monotonic() < deadline, f"step {step} not reached\n{self.accounts()}"
             time.sleep(0.005)
 
-    def wait_until_back(self, rank: int, timeout: float = 60) -> None:
-        """Until a rank that was lost has been let in again."""
+    def wait_until_back(self, rank: int, times: int = 1, timeout: float = 60) -> None:
+        """Until a rank that was lost so many times has been let in again."""
         deadline = time.monotonic() + timeout
-        while rank not in self.registrar.record.losses or rank in self.registrar.record.lost:
+        while len(self.registrar.record.losses.get(rank, ())) < times or rank in self.registrar.record.lost:
             assert self._thread.is_alive(), f"ended before rank {rank} was back: {self._ending}\n{self.accounts()}"
             assert time.monotonic() < deadline, f"rank {rank} is not back\n{self.accounts()}"
             time.sleep(0.005)

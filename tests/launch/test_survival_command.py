@@ -63,6 +63,25 @@ def test_a_killed_worker_is_named_and_the_run_succeeds_and_leaves_nothing(config
     assert not [pid for pid in workers.values() if alive(pid)]
 
 
+def test_a_killed_worker_is_started_again_and_is_back(config, tmp_path):
+    more = ("--on-failure", "continue", "--max-restarts", "1", "--workers", 3, "training.steps=1000000")
+    training = Training(config, tmp_path / "run", *more)
+    training.wait_for_step(50)
+    os.kill(training.workers()[1], signal.SIGKILL)
+    second_life, deadline = tmp_path / "run" / "logs" / "rank1.1.log", time.monotonic() + 60
+    while not (second_life.exists() and "rank 1 is here again, with rank 2's state of step" in second_life.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)  # to be let in
+    training.process.terminate()
+    code, _, error = training.end(timeout=60)
+    assert code == 143, error
+    assert "2 of 3 workers go on, and it is started again (0 restarts left)" in error
+    (lost,) = json.loads((tmp_path / "run" / "summary.json").read_text())["lost_workers"]
+    assert lost["rank"] == 1
+    assert lost["back_from"] > lost["step"]
+
+
 def test_without_the_launcher_its_workers_end(config, tmp_path):
     training = Training(config, tmp_path / "run", "--on-failure", "continue", "training.steps=100000")
     training.wait_for_step(20)
