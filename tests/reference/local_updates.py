@@ -5,6 +5,8 @@ times their gradients between exchanges. It returns their parameters ``[steps, n
 included, and the result ``[d]``: for that, what is in flight lands, and a round that is open (of at least a step) closes early.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 
@@ -176,6 +178,29 @@ def overlap_local_sgd(gradient, x0, n, steps, gamma, period, pull, gmf):
         z = coming
         launch()
     return np.array(workers.trace), coming
+
+
+def predicted_mean(gradient, x0, n, steps, gamma, period, pull, beta, warmup_rounds=0):
+    """Ours: at a round's end a worker is pulled to where the mean is likely to be, by what is known of earlier rounds' ends.
+
+    The first ``warmup_rounds`` are local SGD's. The result is the mean of the workers at the end; if a round has just closed, of
+    where they were before they were pulled.
+    """
+    workers, ends, result = Workers(gradient, x0, n, gamma), [x0], x0
+    for step in range(1, steps + 1):
+        workers.step(step)
+        result = mean(workers.x)
+        if step % period == 0:
+            ends.append(result)
+            if step // period <= warmup_rounds:
+                workers.x = [result] * n
+            else:
+                v = np.zeros_like(x0)
+                for before, after in pairwise(ends[:-1]):
+                    v = beta * v + (1 - beta) * (after - before)
+                workers.x = [(1 - pull) * x + pull * (ends[-2] + v) for x in workers.x]
+        workers.record()
+    return np.array(workers.trace), result
 
 
 def cocod_sgd(gradient, x0, n, steps, gamma, period):

@@ -50,6 +50,7 @@ def test_workers_that_never_talk_resume_each_their_own(launched, tmp_path):
 
 ROUNDS = {
     "co2": ("strategy.name=co2", "strategy.period=4", "strategy.compressor.name=int8", *OPTIMIZERS["muon"]),
+    "predicted mean": ("strategy.name=predicted_mean", "strategy.period=4", "strategy.warmup_rounds=1", *OPTIMIZERS["adamw"]),
     "streaming": (
         *("strategy.name=streaming_diloco", "strategy.period=4", "strategy.fragments=2", "strategy.delay=3"),
         *(*OPTIMIZERS["cosmos"], "training.precision=bf16", "training.gradient_accumulation=2"),

@@ -6,6 +6,7 @@ from disttrain.strategies.local_updates.guidance import suggest_period
 from disttrain.strategies.local_updates.one_behind import CO2Config, CoCoDSGDConfig, EagerDiLoCoConfig, OneBehind
 from disttrain.strategies.local_updates.outer import Clip, OuterStep
 from disttrain.strategies.local_updates.penalty import Penalty
+from disttrain.strategies.local_updates.predicted_mean import PredictedMean, PredictedMeanConfig
 from disttrain.strategies.local_updates.pulled import OverlapLocalSGD, OverlapLocalSGDConfig
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "OverlapLocalSGD",
     "OverlapLocalSGDConfig",
     "Penalty",
+    "PredictedMean",
+    "PredictedMeanConfig",
     "SlowMoConfig",
     "StreamingDiLoCoConfig",
     "suggest_period",

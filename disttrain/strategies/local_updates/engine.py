@@ -388,3 +388,11 @@ class LocalUpdatesConfig(CompressedMeanConfig, StrategyConfig):
                 f"steps={steps} is less than a round: workers would first exchange anything after strategy.period={self.period} "
                 f"steps{warmup}; take a shorter period, or strategy.name=local"
             )
+
+    def check_rounds(self, steps: int, warmup_rounds: int, waiting: str) -> None:
+        """Not all rounds may be warm-up; ``waiting`` is the strategy that always waits."""
+        if steps <= (waited := self.warmup_steps + warmup_rounds * self.period):
+            raise ValueError(
+                f"steps={steps} is all warm-up: strategy.warmup_rounds={warmup_rounds} of strategy.period={self.period} end "
+                f"at step {waited}; take fewer, or strategy.name={waiting}, which always waits"
+            )

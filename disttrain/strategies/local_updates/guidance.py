@@ -10,8 +10,8 @@ from disttrain.worlds.traffic import all_reduce_wire_bytes
 def suggest_period(payload_bytes: int, num_workers: int, bits_per_second: float, step_seconds: float) -> int:
     """The least τ whose local steps take as long as a round's all-reduce: τ = ⌈8 · wire bytes / (bandwidth · step time)⌉.
 
-    With a delay of a whole round (co2, cocod_sgd, eager_diloco, overlap_local_sgd) nobody waits then. Without any, waiting takes
-    half of the time at this τ, and less as 1 / τ.
+    With a delay of a whole round (co2, predicted_mean …) nobody waits then. Without any, waiting takes half of the time at this
+    τ, and less as 1 / τ.
 
     Args:
         payload_bytes: of a worker's delta: 4 for each parameter, or what the compressor makes of it.

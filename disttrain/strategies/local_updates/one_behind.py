@@ -192,11 +192,7 @@ class CO2Config(LocalUpdatesConfig):
     def check_steps(self, steps: int) -> None:
         """Rounds that are not waited for, too."""
         super().check_steps(steps)
-        if steps <= (waited := self.warmup_steps + self.warmup_rounds * self.period):
-            raise ValueError(
-                f"steps={steps} is all warm-up: strategy.warmup_rounds={self.warmup_rounds} of strategy.period={self.period} end "
-                f"at step {waited}; take fewer, or strategy.name=slowmo, which always waits"
-            )
+        self.check_rounds(steps, self.warmup_rounds, "slowmo")
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> CO2Config:

@@ -5,10 +5,11 @@ import re
 import pytest
 
 from disttrain.config import ConfigError, load_config
-from disttrain.strategies import CO2Config, DiLoCo, LocalSGDConfig, OneBehind, OverlapLocalSGD, strategies
+from disttrain.strategies import CO2Config, DiLoCo, LocalSGDConfig, OneBehind, OverlapLocalSGD, PredictedMean, strategies
 from disttrain.strategies.local_updates import Clip, LocalUpdates, LocalUpdatesConfig, OuterStep, Penalty
 
 NAMES = ["local_sgd", "slowmo", "diloco", "streaming_diloco", "co2", "eager_diloco", "cocod_sgd", "overlap_local_sgd"]
+NAMES += ["predicted_mean"]
 OUTER = OuterStep()
 
 
@@ -31,6 +32,9 @@ OUTER = OuterStep()
         (lambda: OneBehind(4, OUTER, warmup_steps=-2), "warmup_steps must be at least 0 .*, got -2 and 1"),
         (lambda: OverlapLocalSGD(4, OUTER, pull=0.0), "pull must be more than 0 and less than 1, got 0.0"),
         (lambda: OverlapLocalSGD(4, OUTER, pull=1.0), "pull must be more than 0 and less than 1, got 1.0"),
+        (lambda: PredictedMean(4, pull=0.0), r"pull must be in \(0, 1\] and smoothing in \[0, 1\), got 0.0 and 0.7"),
+        (lambda: PredictedMean(4, smoothing=1.0), "got 0.65 and 1.0"),
+        (lambda: PredictedMean(4, warmup_rounds=-1), "warmup_rounds must not be negative, got -1"),
         (lambda: OuterStep(lr=0.0), "outer_lr must be positive, got 0.0"),
         (lambda: OuterStep(lr=float("nan")), "outer_lr must be positive, got nan"),
         (lambda: OuterStep(momentum=1.0), "outer_momentum must be at least 0 and less than 1, got 1.0"),
@@ -101,6 +105,12 @@ def test_a_setting_that_no_method_allows(tmp_path, name, setting, message):
         (["name=overlap_local_sgd", "pull=0"], r"strategy\.pull: must be greater than 0 \(got 0\)"),
         (["name=overlap_local_sgd", "pull=1"], r"strategy\.pull: must be less than 1 \(got 1\)"),
         (["name=overlap_local_sgd", "outer_momentum=1"], r"strategy\.outer_momentum: must be less than 1 \(got 1\)"),
+        (["name=predicted_mean", "pull=1.1"], r"strategy\.pull: must be at most 1 \(got 1\.1\)"),
+        (["name=predicted_mean", "smoothing=1"], r"strategy\.smoothing: must be less than 1 \(got 1\)"),
+        (
+            ["name=predicted_mean", "period=10", "warmup_rounds=50"],
+            r"end at step 500; take fewer, or strategy\.name=local_sgd, which always waits",
+        ),
         (["name=streaming_diloco", "mix=1.5"], r"strategy\.mix: must be at most 1 \(got 1\.5\)"),
         (["name=streaming_diloco", "delay=-1"], r"strategy\.delay: must be at least 0 \(got -1\)"),
         (["name=streaming_diloco", "period=4", "delay=4"], r"strategy\.delay: delay=4 must be less than period=4; .*co2"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from disttrain.strategies import DiLoCo, OneBehind, OverlapLocalSGD
+from disttrain.strategies import DiLoCo, OneBehind, OverlapLocalSGD, PredictedMean
 from disttrain.strategies.local_updates import Clip, OuterStep, Penalty
 from tests.strategies.local_updates.drive import GAMMA, begun, close, layout_of, local_step, quadratic, recorded, run, start
 
@@ -131,7 +131,21 @@ ALL = {
     "eager": lambda **warm: OneBehind(PERIOD, NESTEROV, "share", **warm),
     "keep": lambda **warm: OneBehind(PERIOD, HEAVY_BALL, "keep", **warm),
     "overlap": lambda **warm: OverlapLocalSGD(PERIOD, HEAVY_BALL, **warm),
+    "predicted": lambda **warm: PredictedMean(PERIOD, **warm),
 }
+
+
+def test_predicted_mean_with_all_rounds_waited_for_is_local_sgd():
+    assert same(PredictedMean(PERIOD, warmup_rounds=3), DiLoCo(PERIOD, OuterStep()), steps=12)
+    assert not same(PredictedMean(PERIOD, warmup_rounds=1), DiLoCo(PERIOD, OuterStep()), steps=12)
+
+
+def test_a_mean_that_goes_straight_on_is_predicted_and_goes_at_full_speed():
+    def gradient(worker, step, x):
+        return np.arange(1.0, D + 1)
+
+    trace, _ = results(PredictedMean(PERIOD, pull=0.6, smoothing=0.5), gradient, steps=400)
+    assert np.allclose(trace[-1 - PERIOD].mean(0) - trace[-1].mean(0), GAMMA * PERIOD * gradient(0, 0, None))
 
 
 @pytest.mark.parametrize("method", ALL)

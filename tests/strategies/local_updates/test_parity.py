@@ -10,6 +10,7 @@ from disttrain.strategies import (
     EagerDiLoCoConfig,
     LocalSGDConfig,
     OverlapLocalSGDConfig,
+    PredictedMeanConfig,
     SlowMoConfig,
     StreamingDiLoCoConfig,
 )
@@ -23,6 +24,7 @@ METHODS = {
     "streaming, late": StreamingDiLoCoConfig(period=6, fragments=3, delay=1, mix=0.0, warmup_steps=2),
     "eager": EagerDiLoCoConfig(period=4),
     "overlap_local_sgd": OverlapLocalSGDConfig(period=4),
+    "predicted_mean": PredictedMeanConfig(period=4, warmup_rounds=2),
     "cocod_sgd": CoCoDSGDConfig(period=4),
     "cocod_sgd, with momentum": CoCoDSGDConfig(period=4, outer_momentum=0.4),
     "co2": CO2Config(period=4),

@@ -14,6 +14,7 @@ from disttrain.strategies import (
     EagerDiLoCoConfig,
     LocalSGDConfig,
     OverlapLocalSGDConfig,
+    PredictedMeanConfig,
     SlowMoConfig,
     StreamingDiLoCoConfig,
 )
@@ -73,6 +74,12 @@ def overlap_local_sgd(draw, period):
     return config, reference.overlap_local_sgd, {"pull": pull, "gmf": gmf}
 
 
+def predicted_mean(draw, period):
+    pull, beta, rounds = draw(st.sampled_from([0.3, 0.65, 1.0])), draw(st.sampled_from([0.0, 0.5, 0.7])), draw(st.integers(0, 3))
+    config = PredictedMeanConfig(period=period, pull=pull, smoothing=beta, warmup_rounds=rounds)
+    return config, reference.predicted_mean, {"pull": pull, "beta": beta, "warmup_rounds": rounds}
+
+
 def cocod_sgd(draw, period):
     return CoCoDSGDConfig(period=period), reference.cocod_sgd, {}
 
@@ -89,6 +96,7 @@ def co2(draw, period):
 
 
 METHODS = [local_sgd, post_local_sgd, slowmo, diloco, streaming_diloco, eager_diloco, overlap_local_sgd, cocod_sgd, co2]
+METHODS += [predicted_mean]
 
 
 def compare(config, method, options, gradient, n, steps, seed):
@@ -135,6 +143,7 @@ def test_references_differ_from_one_another():
     options = {"slowmo": {"alpha": 1.0, "beta": 0.5}, "diloco": {"lr": 0.7, "momentum": 0.9}}
     options |= {"streaming_diloco": {"lr": 0.7, "momentum": 0.9, "fragments": [([0, 1], 0), (list(range(2, 18)), 2)], "delay": 1}}
     options |= {"eager_diloco": {"lr": 0.7, "momentum": 0.5}, "overlap_local_sgd": {"pull": 0.6, "gmf": 0.7}}
+    options |= {"predicted_mean": {"pull": 0.6, "beta": 0.7}}
     options |= {"post_local_sgd": {"warmup_steps": 2}, "co2": {"alpha": 1.0, "beta": 0.5}}
     names = [method.__name__ for method in METHODS]
     traces = [getattr(reference, name)(gradient, x0, 3, 13, GAMMA, 4, **options.get(name, {}))[0][-1] for name in names]
