@@ -9,8 +9,9 @@ All by ``disttrain simulate``, 4 workers as rows of one process, with exchanges 
    momentum, of Overlap-Local-SGD the pull, of clipped CO2 the clip. Then three seeds.
 2. The quickstart's PLM with its Muon and its batches, four sequences of 128 a worker and step, 720 steps, τ = 12:
    60 rounds. Settings are those that were best on the classifier. What decides has three seeds, the others one.
-3. Rules beyond the papers, near those in 1 and 2 (co2_rules.py says what they are): the PLM with one seed, the classifier with
-   three. Ours came of a search on a PLM of width 64 with 2 layers; that it leads by 1 round, not by 1.5, of seed 0 of this PLM.
+3. Rules beyond the papers, near those in 1 and 2 (co2_rules.py says what they are): some on the PLM with one seed, all on the
+   classifier with three. Ours, predicted_mean, came of a search on a PLM of width 64 with 2 layers; that it leads by one round
+   and waits for its first ten came of seed 0 of this PLM.
 
 DDP sees the same batches and averages gradients in every step: tokens are equal.
 

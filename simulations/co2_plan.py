@@ -13,6 +13,8 @@ LRS = (5e-3, 1e-2, 2e-2)
 """Of the classifier: the best for DDP is everybody's."""
 PLM_LR = 8e-3
 """That of configs/quickstart.yaml."""
+WARMUP = 10
+"""Rounds that are waited for at the start, where that is said."""
 
 
 Rows = dict[str, list[Result]]
@@ -39,9 +41,10 @@ def co2(momentum: float, penalty: str, *more: str) -> Method:
     return Method("co2", (f"outer_momentum={momentum}", f"penalty={penalty}", *more))
 
 
-def predicted(pull: float, momentum: float, lead: float) -> Method:
-    """A rule of co2_rules.py."""
-    return Method("predicted", (f"pull={pull}", f"outer_momentum={momentum}", f"lead={lead}"))
+def predicted(pull: float, smoothing: float, lead: float, warmup_rounds: int = WARMUP) -> Method:
+    """The library's where the lead is 1, else a rule of co2_rules.py."""
+    settings = (f"pull={pull}", f"smoothing={smoothing}", f"warmup_rounds={warmup_rounds}")
+    return Method("predicted_mean", settings) if lead == 1 else Method("ahead", (*settings, f"lead={lead}"))
 
 
 CLIPS = ("clip=0.01", "clip=0.03", "clip=0.1")
@@ -72,17 +75,17 @@ CO2_DEFAULT = CO2[2]
 CO2_PLAIN = Entry("CO2 β=0, no penalty", co2(0.0, "none"))
 CO2_STABLE = Entry("CO2 β=0.5, stable penalty", co2(0.5, "stable"))
 CO2_WARM, CO2_WARM_PLAIN = (
-    Entry(f"CO2 β={momentum:g}, gap penalty, 10 rounds waited for", co2(momentum, "gap", "warmup_rounds=10"))
+    Entry(f"CO2 β={momentum:g}, gap penalty, {WARMUP} rounds waited for", co2(momentum, "gap", f"warmup_rounds={WARMUP}"))
     for momentum in (0.2, 0.0)
 )
 KEPT = Entry("kept fresh delta, β=0.4", Method("guessing", ("outer_momentum=0.4",)))
-PREDICTED = Entry("pull to the predicted mean", predicted(0.65, 0.7, 1.0))
+PREDICTED = Entry(f"predicted mean, {WARMUP} rounds waited for", predicted(0.65, 0.7, 1.0))
 CLASSIFIED = (
-    DDP, LOCAL_SGD, SLOWMO, *OTHERS, EAGER, COCOD, OVERLAP, CO2_PLAIN, *CO2, CO2_STABLE, KEPT, PREDICTED,
+    DDP, LOCAL_SGD, SLOWMO, *OTHERS, EAGER, COCOD, OVERLAP, CO2_PLAIN, *CO2, CO2_STABLE, CO2_WARM_PLAIN, KEPT, PREDICTED,
 )  # fmt: skip
-DECISIVE = (DDP, LOCAL_SGD, CO2_WARM_PLAIN, CO2_DEFAULT, CO2[0], PREDICTED, COCOD, CO2_WARM)
+DECISIVE = (DDP, LOCAL_SGD, CO2_WARM_PLAIN, PREDICTED)
 """On the PLM with all seeds."""
-INDICATIVE = (SLOWMO, OVERLAP, EAGER, KEPT, CO2[4], CO2[6], *OTHERS)
+INDICATIVE = (CO2[0], CO2_DEFAULT, COCOD, SLOWMO, EAGER)
 """On the PLM with seed 0."""
 
 
@@ -101,11 +104,14 @@ RULES = (
     ),
     rule("Overlap-Local-SGD, pull 0.4, β=0.85", "overlap_local_sgd", "pull=0.4", "outer_momentum=0.85"),
     *(
-        Entry(f"predicted, pull {pull:g}, β={momentum:g}, lead {lead:g}", predicted(pull, momentum, lead))
-        for pull, momentum, lead in ((0.65, 0.7, 1.5), (0.65, 0.7, 0.0), (0.5, 0.7, 1.0), (0.8, 0.7, 1.0), (0.65, 0.4, 1.0))
+        Entry(f"predicted mean, pull {pull:g}, β={smoothing:g}, lead {lead:g}", predicted(pull, smoothing, lead))
+        for pull, smoothing, lead in ((0.65, 0.7, 1.5), (0.65, 0.7, 0.0), (0.5, 0.7, 1.0), (0.8, 0.7, 1.0), (0.65, 0.4, 1.0))
     ),
+    Entry("predicted mean from the start", predicted(0.65, 0.7, 1.0, warmup_rounds=0)),
 )
 """Beyond the papers, with settings around those of :data:`KEPT` and :data:`PREDICTED`."""
+PLM_RULES = (RULES[-6], *RULES[-3:])
+"""Of these, those that are trained on the PLM."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +135,11 @@ def compare(trainer: Trainer) -> Findings:
     """Everything, in the order of its importance: the deadline may come before the end."""
     rates = trainer([Training(CLASSIFIER, DDP.method, 0, lr, SEEDS[0], CLASSIFIER_STEPS) for lr in LRS])
     lr = best_of(rates).training.lr if rates else LRS[1]
+    plm = train_plm(trainer, DECISIVE, {}, SEEDS)
     grids = tune(trainer, lr)
     classifier = classify(trainer, CLASSIFIED, grids, lr)
-    plm, plm_rules = train_plm(trainer, grids)
+    plm |= train_plm(trainer, INDICATIVE, grids)
+    plm_rules = train_plm(trainer, PLM_RULES, {})
     rules = classify(trainer, RULES, {}, lr)
     return Findings(rates, grids, classifier, rules, plm, plm_rules)
 
@@ -170,16 +178,12 @@ def classify(trainer: Trainer, entries: tuple[Entry, ...], grids: Rows, lr: floa
     ])  # fmt: skip
 
 
-def train_plm(trainer: Trainer, grids: Rows) -> tuple[Rows, Rows]:
-    """What decides, for all seeds, and the rest for seed 0, with the settings that were best on the classifier."""
-
-    def one(entry: Entry, seed: int = SEEDS[0]) -> tuple[str, Training]:
-        method = chosen(entry, PLM_PERIOD, grids)
-        return entry.title, Training(PLM, method, PLM_PERIOD, PLM_LR, seed, PLM_STEPS)
-
-    plm = by_title(trainer, [one(entry, seed) for seed in SEEDS for entry in DECISIVE])
-    plm |= by_title(trainer, [one(entry) for entry in INDICATIVE])
-    return plm, by_title(trainer, [one(entry) for entry in RULES])
+def train_plm(trainer: Trainer, entries: tuple[Entry, ...], grids: Rows, seeds: tuple[int, ...] = SEEDS[:1]) -> Rows:
+    """Some rows with some seeds, with the settings that were best on the classifier."""
+    return by_title(trainer, [
+        (entry.title, Training(PLM, chosen(entry, PLM_PERIOD, grids), PLM_PERIOD, PLM_LR, seed, PLM_STEPS))
+        for seed in seeds for entry in entries
+    ])  # fmt: skip
 
 
 def by_title(trainer: Trainer, plan: list[tuple[str, Training]]) -> Rows:

@@ -15,10 +15,9 @@ With w = 1 the mean of e over the workers is the mean delta, so their mean is wh
 ε = s − s̄, goes on as ε ← −κ ε + noise where a round contracts by 1 − κ: CoCoD-SGD takes back all of a distance that the round has
 taken back already, and where κ is near 1 that sums up the noise of all rounds.
 
-``predicted``: y ← y + pull (ȳ⁻ − lead v − y), where ȳ⁻ is the newest mean that has landed and v how far it moves in a round,
-v ← β v + (1 − β) (ȳ⁻⁻ − ȳ⁻). With lead = 1 workers are pulled to where their mean is likely to be by now, so the mean moves at
-full speed, and ε ← (1 − pull) ((1 − κ) ε + noise): nothing sums up, whatever κ is. Overlap-Local-SGD, of which this is a
-relative, pulls to an anchor that is left behind.
+``ahead``: the library's ``predicted_mean``, y ← y + pull (ȳ⁻ − lead v − y), with another lead. With lead = 1 workers are pulled
+to where their mean is likely to be by now, so the mean moves at full speed, and ε ← (1 − pull) ((1 − κ) ε + noise): nothing sums
+up, whatever κ is.
 """
 
 from __future__ import annotations
@@ -31,10 +30,11 @@ from torch import Tensor
 
 from disttrain.parameters import Layout
 from disttrain.strategies.base import strategies
-from disttrain.strategies.local_updates.engine import LocalUpdates, LocalUpdatesConfig
+from disttrain.strategies.local_updates.engine import LocalUpdatesConfig
 from disttrain.strategies.local_updates.fragments import Fragment
 from disttrain.strategies.local_updates.one_behind import OneBehind
 from disttrain.strategies.local_updates.outer import OuterStep
+from disttrain.strategies.local_updates.predicted_mean import PredictedMean, PredictedMeanConfig
 from disttrain.worlds.world import World
 
 Guess = Literal["own", "blend", "difference", "partial"]
@@ -68,37 +68,16 @@ class Guessing(OneBehind):
         return self.anchor - self.outer(guess, self.momentum).move
 
 
-class Predicted(LocalUpdates):
-    """Workers are pulled to where their mean is likely to be by now; the anchor is the newest mean that has landed."""
+class Ahead(PredictedMean):
+    """The same with another lead: by how many rounds the mean is predicted from the newest that has landed."""
 
-    def __init__(self, period: int, pull: float, momentum: float, lead: float) -> None:
-        super().__init__(period, OuterStep(), delay=period)
-        self.pull, self.smoothing, self.lead = pull, momentum, lead
+    def __init__(self, period: int, pull: float, smoothing: float, warmup_rounds: int, lead: float) -> None:
+        super().__init__(period, pull, smoothing, warmup_rounds)
+        self.lead = lead
 
-    def begin(self, x: Tensor, layout: Layout, world: World, seed: int = 0) -> None:
-        """Beside the engine's states: how far the mean moves in a round."""
-        super().begin(x, layout, world, seed)
-        self.velocity = torch.zeros_like(self.anchor)
-
-    def close(self, fragment: Fragment) -> None:
-        """Land the mean of the last round, post this one's place, and pull."""
-        landed = self.take(fragment)
-        if landed is not None:
-            self.apply(fragment, landed)
-            self.velocity.lerp_(landed, 1 - self.smoothing)
-        self.post(fragment, self.anchor - self.x)
-        self.x.lerp_((self.anchor - self.lead * self.velocity).expand_as(self.x), self.pull)
-
-    def drain(self, fragment: Fragment, steps: int) -> None:
-        """Land, and average once more where the workers are now."""
-        landed = self.take(fragment)
-        if landed is not None:
-            self.apply(fragment, landed)
-        if steps:
-            self.post(fragment, self.anchor - self.x)
-            mean = self.take(fragment)
-            assert mean is not None
-            self.apply(fragment, mean)
+    def prediction(self) -> Tensor:
+        """With a lead of 1 that of the library."""
+        return self.anchor - self.lead * self.velocity
 
 
 @strategies.register
@@ -126,17 +105,13 @@ class GuessingConfig(LocalUpdatesConfig):
 
 
 @strategies.register
-class PredictedConfig(LocalUpdatesConfig):
+class AheadConfig(PredictedMeanConfig):
     """See the module's docstring."""
 
-    name: Literal["predicted"] = "predicted"
-    pull: float = Field(0.65, gt=0, le=1)
-    """How far workers are pulled, as a share of the way."""
-    outer_momentum: float = Field(0.7, ge=0, lt=1)
-    """β, of the velocity."""
+    name: Literal["ahead"] = "ahead"  # type: ignore[assignment]
     lead: float = Field(1.0, ge=0)
-    """How many rounds ahead of the newest mean that has landed."""
+    """Rounds from the newest mean that has landed to that which workers are pulled to."""
 
-    def build(self) -> Predicted:
+    def build(self) -> Ahead:
         """The strategy itself."""
-        return Predicted(self.period, self.pull, self.outer_momentum, self.lead)
+        return Ahead(self.period, self.pull, self.smoothing, self.warmup_rounds, self.lead)
