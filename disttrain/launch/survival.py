@@ -89,7 +89,8 @@ class Supervisor:
         """How the run ended; ``started`` is when it was, by ``time.time()``."""
         while True:
             codes = self._processes.exit_codes()
-            if USERS_MISTAKE in codes.values() or (any(codes.values()) and not self._registrar.began):
+            needed = [code for rank, code in codes.items() if rank not in self._registrar.record.lost]
+            if USERS_MISTAKE in needed or (any(needed) and not self._registrar.began):
                 return self._end_all()
             if stop:
                 forget_reports(self._folder)  # of workers lost before: what counts now is whether the others can save
