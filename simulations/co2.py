@@ -1,4 +1,4 @@
-"""CO2 and its family: loss at equal tokens, what the penalty is worth, and outer rules beyond the papers.
+"""CO2 and its family: loss at equal tokens, what the penalty is worth, and a rule beyond the papers.
 
     python simulations/co2.py [--budget 90] [--at-once 2] [--folder FOLDER]
 
@@ -8,11 +8,8 @@ All by ``disttrain simulate``, 4 workers as rows of one process, with exchanges 
    rate is the best of three for DDP, and everybody's. Of most methods one setting is tuned on seed 0, for each τ: the outer
    momentum, of Overlap-Local-SGD the pull, of clipped CO2 the clip. Then three seeds.
 2. The quickstart's PLM with its Muon and its batches, four sequences of 128 a worker and step, 720 steps, τ = 12:
-   60 rounds. Settings are those that were best on the classifier. What decides has three seeds, the others one.
-3. Rules beyond the papers, near those in 1 and 2 (co2_rules.py says what they are): some on the PLM with one seed, all on the
-   classifier with three. Ours, predicted_mean, came of a search on a PLM of width 64 with 2 layers; that it leads by one round
-   and waits for its first ten came of seed 0 of this PLM.
-
+   60 rounds. What decides has three seeds, the others one. That predicted_mean leads by one round, waits for its first ten and
+   has the pull and the smoothing that it has came of seed 0 (and of a search on a smaller PLM): the other two are its test.
 DDP sees the same batches and averages gradients in every step: tokens are equal.
 
 ``--budget`` is in minutes: what would likely end later is left out, which is printed. With ``--folder`` what was done is kept
@@ -34,7 +31,7 @@ from typing import Any
 import torch
 from co2_picture import draw
 from co2_plan import Findings, Rows, compare
-from co2_report import classifier_table, plm_table, rules_table, sentences
+from co2_report import classifier_table, plm_table, sentences
 from compare_optimizers import finite
 from strategy_trainings import Result, Trainer
 
@@ -61,13 +58,13 @@ def main() -> None:
 def write(found: Findings, left_out: Iterable[str]) -> None:
     """Tables and sentences, the JSON and the picture."""
     said = [*sentences(found), *(f"Left out for lack of time: {name}." for name in dict.fromkeys(left_out))]
-    print("\n" + "\n\n".join([classifier_table(found), plm_table(found), rules_table(found)]) + "\n")
+    print("\n" + "\n\n".join([classifier_table(found), plm_table(found)]) + "\n")
     print(*said, sep="\n")
     report = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__, "threads": 1},
         "sentences": said,
         "inner_learning_rates": list(map(summary, found.rates)),
-        **{name: summaries(getattr(found, name)) for name in ("grids", "classifier", "plm", "plm_rules", "rules")},
+        **{name: summaries(getattr(found, name)) for name in ("grids", "classifier", "plm")},
     }
     (DOCS / "local_updates.json").write_text(json.dumps(finite(report), indent=1) + "\n")
     draw(found, DOCS / "local_updates.png")

@@ -1,4 +1,4 @@
-"""What co2.py compares: methods, the one setting of each that is tuned, and outer rules beyond the papers'."""
+"""What co2.py compares: methods, and the one setting of each that is tuned."""
 
 from __future__ import annotations
 
@@ -74,56 +74,42 @@ CO2_DEFAULT = CO2[2]
 """The library's default settings."""
 CO2_PLAIN = Entry("CO2 β=0, no penalty", co2(0.0, "none"))
 CO2_STABLE = Entry("CO2 β=0.5, stable penalty", co2(0.5, "stable"))
-CO2_WARM, CO2_WARM_PLAIN = (
-    Entry(f"CO2 β={momentum:g}, gap penalty, {WARMUP} rounds waited for", co2(momentum, "gap", f"warmup_rounds={WARMUP}"))
-    for momentum in (0.2, 0.0)
+CO2_WARM, CO2_WARMER = (
+    Entry(f"CO2 β=0, gap penalty, {rounds} rounds waited for", co2(0.0, "gap", f"warmup_rounds={rounds}"))
+    for rounds in (WARMUP, 15)
 )
-KEPT = Entry("kept fresh delta, β=0.4", Method("guessing", ("outer_momentum=0.4",)))
+KEPT = Entry("CoCoD-SGD with β=0.4", Method("cocod_sgd", ("outer_momentum=0.4",)))
 PREDICTED = Entry(f"predicted mean, {WARMUP} rounds waited for", predicted(0.65, 0.7, 1.0))
 CLASSIFIED = (
-    DDP, LOCAL_SGD, SLOWMO, *OTHERS, EAGER, COCOD, OVERLAP, CO2_PLAIN, *CO2, CO2_STABLE, CO2_WARM_PLAIN, KEPT, PREDICTED,
+    DDP, LOCAL_SGD, SLOWMO, *OTHERS, EAGER, COCOD, OVERLAP, CO2_PLAIN, *CO2, CO2_STABLE, CO2_WARM, KEPT, PREDICTED,
 )  # fmt: skip
-DECISIVE = (DDP, LOCAL_SGD, CO2_WARM_PLAIN, PREDICTED)
+DECISIVE = (DDP, LOCAL_SGD, CO2_WARM, CO2_WARMER, PREDICTED)
 """On the PLM with all seeds."""
-INDICATIVE = (CO2[0], CO2_DEFAULT, COCOD, SLOWMO, EAGER)
-"""On the PLM with seed 0."""
-
-
-def rule(title: str, strategy: str, *settings: str) -> Entry:
-    """One that is tried beside those."""
-    return Entry(title, Method(strategy, settings))
-
-
-RULES = (
-    *(rule(f"kept, β={momentum:g}", "guessing", f"outer_momentum={momentum}") for momentum in (0.2, 0.6)),
-    rule("kept, Nesterov's β=0.5, α=0.7", "guessing", "outer_momentum=0.5", "nesterov=true", "outer_lr=0.7"),
-    rule("kept, β=0.4, 10 rounds waited for", "guessing", "outer_momentum=0.4", "warmup_rounds=10"),
+INDICATIVE = (
+    CO2[0], CO2_DEFAULT, COCOD,
     *(
-        rule(f"{guess}, w={weight:g}", "guessing", f"guess={guess}", f"weight={weight}")
-        for guess, weight in (("own", 0.5), ("blend", 0.5), ("blend", 0.75), ("difference", 0.5), ("partial", 0.5))
+        Entry(
+            f"CO2 β=0, Λ={value:g}, {WARMUP} rounds waited for",
+            co2(0.0, "constant", f"penalty_value={value}", f"warmup_rounds={WARMUP}"),
+        )
+        for value in (1.5, 2.0)
     ),
-    rule("Overlap-Local-SGD, pull 0.4, β=0.85", "overlap_local_sgd", "pull=0.4", "outer_momentum=0.85"),
     *(
         Entry(f"predicted mean, pull {pull:g}, β={smoothing:g}, lead {lead:g}", predicted(pull, smoothing, lead))
-        for pull, smoothing, lead in ((0.65, 0.7, 1.5), (0.65, 0.7, 0.0), (0.5, 0.7, 1.0), (0.8, 0.7, 1.0), (0.65, 0.4, 1.0))
+        for pull, smoothing, lead in ((0.65, 0.7, 1.5), (0.8, 0.7, 1.0), (0.65, 0.4, 1.0))
     ),
-    Entry("predicted mean from the start", predicted(0.65, 0.7, 1.0, warmup_rounds=0)),
-)
-"""Beyond the papers, with settings around those of :data:`KEPT` and :data:`PREDICTED`."""
-PLM_RULES = (RULES[-6], *RULES[-3:])
-"""Of these, those that are trained on the PLM."""
+)  # fmt: skip
+"""On the PLM with seed 0: without what makes them decisive, and settings around those that are."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All results: ``rates`` are DDP's at :data:`LRS`, ``rules`` and ``plm_rules`` those of :data:`RULES`."""
+    """All results; ``rates`` are DDP's at :data:`LRS`."""
 
     rates: list[Result]
     grids: Rows
     classifier: Rows
-    rules: Rows
     plm: Rows
-    plm_rules: Rows
 
 
 def best_of(results: list[Result]) -> Result:
@@ -139,9 +125,7 @@ def compare(trainer: Trainer) -> Findings:
     grids = tune(trainer, lr)
     classifier = classify(trainer, CLASSIFIED, grids, lr)
     plm |= train_plm(trainer, INDICATIVE, grids)
-    plm_rules = train_plm(trainer, PLM_RULES, {})
-    rules = classify(trainer, RULES, {}, lr)
-    return Findings(rates, grids, classifier, rules, plm, plm_rules)
+    return Findings(rates, grids, classifier, plm)
 
 
 def key(entry: Entry, period: int) -> str:

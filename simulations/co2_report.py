@@ -10,7 +10,7 @@ from co2_plan import (
     CLASSIFIED,
     CO2_DEFAULT,
     CO2_WARM,
-    CO2_WARM_PLAIN,
+    CO2_WARMER,
     COCOD,
     DDP,
     KEPT,
@@ -20,7 +20,6 @@ from co2_plan import (
     PLM_PERIOD,
     PLM_STEPS,
     PREDICTED,
-    RULES,
     Entry,
     Findings,
     Rows,
@@ -30,7 +29,7 @@ from feedback_report import markdown
 from strategy_trainings import Result
 
 HIDDEN = (COCOD, OVERLAP, KEPT, PREDICTED)
-"""Those beside CO2 and Eager DiLoCo that have a whole round for an exchange; the last two are ours."""
+"""Those beside CO2 and Eager DiLoCo that have a whole round for an exchange; the last is ours."""
 TO_LOCAL_SGD, TO_DDP, PENALTY_WORTH, OVERLAPPED = 0.10, 0.20, 0.2, 0.05
 """Nats on the PLM: how far CO2 may be behind, what its penalty is to be worth, how near a rule beyond the paper is to come."""
 
@@ -74,21 +73,6 @@ def classifier_table(found: Findings) -> str:
     return markdown(heads, lines)
 
 
-def rules_table(found: Findings) -> str:
-    """Rules that hide the whole exchange: how far they are from local SGD."""
-    heads = ["exchange hidden, loss to local SGD's", *(f"classifier τ={period}" for period in PERIODS), f"PLM τ={PLM_PERIOD}"]
-    classifier, plm = found.classifier | found.rules, found.plm | found.plm_rules
-    lines = []
-    for entry in (*HIDDEN, *RULES):
-        keys = [key(entry, period) for period in PERIODS]
-        cells = [
-            gap(classifier.get(own, []), classifier.get(key(LOCAL_SGD, period), []))
-            for own, period in zip(keys, PERIODS, strict=True)
-        ]
-        lines.append([entry.title, *cells, gap(plm.get(entry.title, []), plm.get(LOCAL_SGD.title, []))])
-    return markdown(heads, lines)
-
-
 def plm_table(found: Findings) -> str:
     """The PLM's losses, and how far they are from local SGD's and DDP's."""
     lines = [
@@ -116,7 +100,7 @@ def targets(plm: Rows) -> list[str]:
     """How far CO2 is behind local SGD and DDP on the PLM."""
     local_sgd, ddp = plm.get(LOCAL_SGD.title, []), plm.get(DDP.title, [])
     said = []
-    for title in (entry.title for entry in (CO2_DEFAULT, CO2_WARM_PLAIN, CO2_WARM)):
+    for title in (entry.title for entry in (CO2_DEFAULT, CO2_WARM, CO2_WARMER)):
         behind = [gaps(plm.get(title, []), other) for other in (local_sgd, ddp)]
         if all(behind):
             to_local_sgd, to_ddp = map(statistics.mean, behind)
