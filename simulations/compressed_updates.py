@@ -93,9 +93,10 @@ def train(exchange: Exchange | None, optimizer: str, seed: int, steps: int, fold
     if not (folder / "summary.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         strategy = ["strategy.name=ddp"] if exchange is None else ["strategy.name=local_sgd", *exchange.overrides()]
-        own = [*OPTIMIZERS[optimizer], *strategy, f"training.seed={seed}", f"training.steps={steps}", f"run.directory={folder}"]
+        own = [*OPTIMIZERS[optimizer], *strategy, f"training.seed={seed}", f"training.steps={steps}", f"run.directory={folder}",
+               "checkpoint.every=0", "launch.threads=1"]  # fmt: skip
         command = [sys.executable, "-m", "disttrain.cli", "simulate", str(ROOT / "configs/quickstart.yaml"), "--workers", "2"]
-        subprocess.run([*command, "--gradients", "loop", *own, "checkpoint.every=0", "launch.threads=1"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, "--gradients", "loop", *own], check=True, stdout=subprocess.DEVNULL)
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     print(f"{time.strftime('%H:%M:%S')} {folder.name}: {summary['validation_loss']:.4f}", flush=True)
     return summary
