@@ -16,6 +16,7 @@ from typing import Any
 
 from feedback_trainings import Task, simulate
 
+from disttrain.launch.shutdown import stop_with_parent
 from disttrain.recording.metrics import read_metrics
 
 WITHOUT_ROUNDS = ("ddp", "local")
@@ -102,7 +103,7 @@ class Trainer:
 
     def __init__(self, folder: Path, deadline: float, at_once: int) -> None:
         self.folder, self.deadline, self.left_out = folder, deadline, list[str]()
-        self._pool = ProcessPoolExecutor(at_once, get_context("spawn"))
+        self._pool = ProcessPoolExecutor(at_once, get_context("spawn"), stop_with_parent)  # or a killed study would train on
 
     def __call__(self, trainings: Sequence[Training]) -> list[Result]:
         """The results of those that were made, in their order."""
