@@ -42,6 +42,18 @@ class Stream(IntEnum):
     """Who meets whom in a round of gossip."""
     COMMUNICATION = 7
     """Which pairs exchange in a round of gossip."""
+    COHORT = 8
+    """Which clients a server asks in a round."""
+    BATCHES = 9
+    """The samples of a client's local steps."""
+    LARGE_BATCH = 10
+    """The samples of a client's large batch."""
+    COIN = 11
+    """What a client does in a round, where that is left to chance."""
+    DROPOUT = 12
+    """Whether a client fails to answer."""
+    LATENCY = 13
+    """How long a client takes."""
 
 
 @overload

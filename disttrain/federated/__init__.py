@@ -1,0 +1,41 @@
+"""Federated training: a server, many clients with data of their own, few of which take part in a round.
+
+An algorithm is three pure functions over flat vectors (`algorithm.py`); engines compute blocks of clients (`engines/`); `rounds.py`
+has the loop. What trains a config's model on a config's data stands in ``disttrain.simulation.federated``.
+"""
+
+from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Sum, Vectors, algorithms
+from disttrain.federated.algorithms import MIFA, SCAFCOM, SCALLION, FedAMD, FedAvg, FedDyn, ServerOptimizer
+from disttrain.federated.engines import BatchedEngine, Engine, SerialEngine
+from disttrain.federated.rounds import Availability, Federation, RoundReport, Totals
+from disttrain.federated.store import ClientStore
+from disttrain.federated.work import Part, Plan, Problem, Work
+
+__all__ = [
+    "MIFA",
+    "SCAFCOM",
+    "SCALLION",
+    "Algorithm",
+    "AlgorithmConfig",
+    "Availability",
+    "BatchedEngine",
+    "ClientStore",
+    "Engine",
+    "FedAMD",
+    "FedAvg",
+    "FedDyn",
+    "Federation",
+    "Part",
+    "Plan",
+    "Problem",
+    "Replies",
+    "Reply",
+    "RoundReport",
+    "SerialEngine",
+    "ServerOptimizer",
+    "Sum",
+    "Totals",
+    "Vectors",
+    "Work",
+    "algorithms",
+]

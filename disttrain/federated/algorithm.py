@@ -1,0 +1,134 @@
+"""The contract of a federated algorithm: three pure functions over flat vectors.
+
+::
+
+    message          = broadcast(server)                           what clients are sent
+    reply, state'    = client(message, state, work)                the clients of one block, as rows [L, d]
+    server'          = aggregate(server, replies, plan)            from sums over all clients that answered
+
+A server is a few vectors ``[d]`` by name, one of which, ``x``, is the model; a client's state is a few vectors of its own. The
+algorithm knows neither who computes which block nor what becomes of clients that do not answer: it is given the sums of what
+arrived. A client's new state is stored only when the server has taken its reply (two-phase commit), else sums over clients that
+the server keeps, such as SCAFFOLD's c = mean c_i, would no longer be what they are meant to be.
+
+A client's state may also hold what the *server* keeps of a client (the caches of FedAMD, the memory of MIFA): it is stored in the
+same place, and nothing is sent for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from disttrain.component import ComponentConfig, Registry
+from disttrain.federated.work import Part, Plan, Work
+
+Vectors: TypeAlias = Mapping[str, Tensor]
+Reply: TypeAlias = Mapping[str, Part]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A weighted sum over clients.
+
+    Args:
+        vector: ``[d]``.
+        weight: the sum of the weights.
+    """
+
+    vector: Tensor
+    weight: float
+
+    @property
+    def mean(self) -> Tensor:
+        """The weighted mean ``[d]``; only where somebody has sent something."""
+        return self.vector / self.weight
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What the server gets in a round.
+
+    Args:
+        sums: of each vector of the replies; one that nobody has sent has weight 0.
+        count: clients that answered, at least one.
+    """
+
+    sums: Mapping[str, Sum]
+    count: int
+
+    def __getitem__(self, name: str) -> Sum:
+        return self.sums[name]
+
+
+class Algorithm:
+    """Base of all algorithms; frozen, without state of its own."""
+
+    client_vectors: ClassVar[tuple[str, ...]] = ()
+    """Names of the vectors that are kept for each client, all zero at first."""
+    plain_steps: ClassVar[bool] = True
+    """Whether local steps must be plain SGD: with momentum or weight decay, what a client has moved is no longer the sum of its
+    gradients, which the algorithm counts on."""
+    meets_everybody: ClassVar[bool] = False
+    """Whether round 0 is with all clients: the algorithm needs each of them once before it can do without most of them."""
+    description: str = ""
+    """What is worth saying at the start of a run."""
+
+    def init(self, x: Tensor) -> Vectors:
+        """The server's vectors, given the initial model ``[d]``."""
+        return {"x": x.clone()}
+
+    def broadcast(self, server: Vectors) -> Vectors:
+        """What is sent to every client of the cohort; by default the model."""
+        return {"x": server["x"]}
+
+    def client(self, message: Vectors, state: Vectors, work: Work) -> tuple[Reply, Vectors]:
+        """One round of a block's clients.
+
+        Args:
+            message: vectors ``[d]``, not changed.
+            state: of these clients, ``[L, d]`` each, not changed.
+            work: their data.
+
+        Returns:
+            the reply, and the state that each client will have if its reply is accepted.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define client()")
+
+    def aggregate(self, server: Vectors, replies: Replies, plan: Plan) -> Vectors:
+        """The server's new vectors; the old ones are not changed."""
+        raise NotImplementedError(f"{type(self).__name__} must define aggregate()")
+
+    def bytes_down(self, message: Vectors, plan: Plan, clients: Tensor) -> Tensor:
+        """What each client is sent, int64 ``[L]``; by default the whole message."""
+        one = sum(each.numel() * each.element_size() for each in message.values())
+        return torch.full_like(clients, one)
+
+
+class AlgorithmConfig(ComponentConfig):
+    """Base of all algorithms' configs."""
+
+    def build(self) -> Algorithm:
+        """The algorithm itself."""
+        raise NotImplementedError(f"{type(self).__name__} must define build()")
+
+    def check_steps(self, momentum: float, weight_decay: float) -> None:
+        """Raise ValueError if local steps cannot have momentum or weight decay."""
+        given = [f"{name}={value:g}" for name, value in (("momentum", momentum), ("weight_decay", weight_decay)) if value]
+        if given and self.build().plain_steps:
+            raise ValueError(
+                f"federated.algorithm.name={self.name} takes a client's move for the sum of its gradients, which it is not with "
+                f"{' and '.join(given)}: set 0, or take fedavg or one of its kin"
+            )
+
+
+algorithms: Registry[Any] = Registry("federated.algorithm", default="fedavg")
+
+
+def rows_of(x: Tensor, num_clients: int) -> Tensor:
+    """A vector ``[d]`` as a fresh row for each client, ``[L, d]``: local steps must not write into the message."""
+    return x.expand(num_clients, -1).clone()

@@ -1,0 +1,26 @@
+"""Federated algorithms. Every family is one file beside this one and one import below."""
+
+from disttrain.federated.algorithms.fedamd import FedAMD, FedAMDConfig, FedAMDSequentialConfig
+from disttrain.federated.algorithms.fedavg import FedAvg, FedAvgConfig
+from disttrain.federated.algorithms.feddyn import FedDyn, FedDynConfig
+from disttrain.federated.algorithms.mifa import MIFA, MIFAConfig
+from disttrain.federated.algorithms.scallion import SCAFCOM, SCALLION, ScaffoldConfig, ScafcomConfig, ScallionConfig
+from disttrain.federated.algorithms.server_optimizers import ServerOptimizer
+
+__all__ = [
+    "MIFA",
+    "SCAFCOM",
+    "SCALLION",
+    "FedAMD",
+    "FedAMDConfig",
+    "FedAMDSequentialConfig",
+    "FedAvg",
+    "FedAvgConfig",
+    "FedDyn",
+    "FedDynConfig",
+    "MIFAConfig",
+    "ScaffoldConfig",
+    "ScafcomConfig",
+    "ScallionConfig",
+    "ServerOptimizer",
+]

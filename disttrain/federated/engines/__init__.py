@@ -1,0 +1,7 @@
+"""Who computes blocks. Every engine gives the same replies; what differs is speed."""
+
+from disttrain.federated.engines.base import Engine
+from disttrain.federated.engines.batched import BatchedEngine
+from disttrain.federated.engines.serial import SerialEngine
+
+__all__ = ["BatchedEngine", "Engine", "SerialEngine"]

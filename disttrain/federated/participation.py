@@ -1,0 +1,74 @@
+"""Whom the server asks in a round: a pure function of the seed and the round.
+
+``uniform`` sorts all clients by a hash of (seed, round, client) and takes the first: a fair draw without replacement, which anybody who
+knows the members can repeat without a coordinator, as in "Decentralized Learning Made Practical with Client Sampling" (arXiv
+2302.13837), and which changes by one client when one joins or leaves. ``weighted`` does the same with exponential variables, the first
+of whom come with probability in proportion to their weight (Efraimidis and Spirakis, 2006). ``cyclic`` takes turns.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from disttrain import random
+from disttrain.component import ComponentConfig, Registry
+
+
+class ParticipationConfig(ComponentConfig):
+    """Base of all ways to choose a cohort."""
+
+    def cohort(self, clients: Tensor, sizes: Tensor, count: int, seed: int, round: int) -> Tensor:
+        """Who is asked: ``count`` different clients, or all if there are fewer, int64 ``[S]``.
+
+        Args:
+            clients: int64 ``[n]``, those that can be asked.
+            sizes: int64 ``[n]``, how many samples each has.
+            count: S.
+            seed: the run's.
+            round: from 0, in any order: the result depends on nothing else.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define cohort()")
+
+
+participations: Registry[ParticipationConfig] = Registry("federated.participation", default="uniform")
+
+
+@participations.register
+class UniformConfig(ParticipationConfig):
+    """All clients alike, drawn anew in each round without replacement, in the order of a hash of their numbers."""
+
+    name: Literal["uniform"] = "uniform"
+
+    def cohort(self, clients: Tensor, sizes: Tensor, count: int, seed: int, round: int) -> Tensor:
+        """The first by hash."""
+        keys = random.key(seed, random.Stream.COHORT, round, clients)
+        return clients[keys.argsort(stable=True)[:count]]
+
+
+@participations.register
+class WeightedConfig(ParticipationConfig):
+    """Clients with more samples more often; take algorithms that then count all alike, for samples would count twice."""
+
+    name: Literal["weighted"] = "weighted"
+
+    def cohort(self, clients: Tensor, sizes: Tensor, count: int, seed: int, round: int) -> Tensor:
+        """The first of exponential variables with the sizes as rates."""
+        keys = random.key(seed, random.Stream.COHORT, round, clients)
+        uniform = (random.bits(keys, 1)[:, 0].double() + 0.5) / 2.0**63  # never 0 nor, after rounding, more than 1
+        return clients[(-uniform.log() / sizes.double()).argsort(stable=True)[:count]]
+
+
+@participations.register
+class CyclicConfig(ParticipationConfig):
+    """Clients take turns, in an order that the seed decides, so that all have been asked before anybody is asked again."""
+
+    name: Literal["cyclic"] = "cyclic"
+
+    def cohort(self, clients: Tensor, sizes: Tensor, count: int, seed: int, round: int) -> Tensor:
+        """The next of an endless line."""
+        order = random.key(seed, random.Stream.COHORT, 0, clients).argsort(stable=True)
+        count = min(count, len(clients))
+        return clients[order[torch.arange(round * count, (round + 1) * count) % len(clients)]]
