@@ -1,7 +1,7 @@
 """Federated training: a server, many clients with data of their own, few of which take part in a round.
 
-An algorithm is three pure functions over flat vectors (`algorithm.py`); engines compute blocks of clients (`engines/`); `rounds.py`
-has the loop. What trains a config's model on a config's data stands in ``disttrain.simulation.federated``.
+An algorithm is three pure functions over flat vectors (`algorithm.py`); engines compute blocks of clients (`engines/`);
+`rounds.py` has the loop. What trains a config's model on a config's data stands in ``disttrain.simulation.federated``.
 """
 
 from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Sum, Vectors, algorithms

@@ -1,8 +1,8 @@
 """Who answers, and when, in virtual time; and for whom the server waits.
 
 Nothing here takes real time or depends on it: whether a client of a round answers, and after how many seconds, is drawn by
-(seed, stream, round, client). A client takes ``seconds · local steps · its own factor · the round's factor``, both of them log-normal
-with median 1. A drop-out is noticed when the client would have answered (its connection is gone).
+(seed, stream, round, client). A client takes ``seconds · local steps · its own factor · the round's factor``, both of them
+log-normal with median 1. A drop-out is noticed when the client would have answered (its connection is gone).
 
 A client that answers too late, or not at all, changes nothing: neither the server nor its own state, as if it had not been asked.
 """
@@ -28,7 +28,8 @@ class LatencyConfig(Config):
     seconds: Duration = Field(1.0, ge=0)
     """For one local step, and its share of the transfers; the median."""
     client_spread: float = Field(0.0, ge=0)
-    """How different clients are: σ of the logarithm of a factor that each has for the whole run; 1: two thirds are within 2.7 times."""
+    """How different clients are: σ of the logarithm of a factor that each has for the whole run; of 1, two thirds are within 2.7
+    times."""
     round_spread: float = Field(0.0, ge=0)
     """How different rounds are: σ of the logarithm of a factor that is drawn for each client in each round."""
 

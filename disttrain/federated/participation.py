@@ -1,9 +1,10 @@
 """Whom the server asks in a round: a pure function of the seed and the round.
 
-``uniform`` sorts all clients by a hash of (seed, round, client) and takes the first: a fair draw without replacement, which anybody who
-knows the members can repeat without a coordinator, as in "Decentralized Learning Made Practical with Client Sampling" (arXiv
-2302.13837), and which changes by one client when one joins or leaves. ``weighted`` does the same with exponential variables, the first
-of whom come with probability in proportion to their weight (Efraimidis and Spirakis, 2006). ``cyclic`` takes turns.
+``uniform`` sorts all clients by a hash of (seed, round, client) and takes the first: a fair draw without replacement, which
+anybody who knows the members can repeat without a coordinator, as in "Decentralized Learning Made Practical with Client
+Sampling" (arXiv 2302.13837), and which changes by one client when one joins or leaves. ``weighted`` does the same with
+exponential variables, the first of whom come with probability in proportion to their weight (Efraimidis and Spirakis, 2006).
+``cyclic`` takes turns.
 """
 
 from __future__ import annotations

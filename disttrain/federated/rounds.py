@@ -7,8 +7,8 @@
     blocks    those that answer, in the cohort's order; any engine computes them
     server    takes the sums, if enough have answered, and only then clients' new states are committed
 
-A round in which too few answer is void: nothing moves, nothing is committed, but the round counts, and so does what was sent. Rounds
-depend on their number and the state alone, so going on from a checkpoint needs no generators.
+A round in which too few answer is void: nothing moves, nothing is committed, but the round counts, and so does what was sent.
+Rounds depend on their number and the state alone, so going on from a checkpoint needs no generators.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Availability:
     participation: ParticipationConfig = field(default_factory=UniformConfig)
     waiting: WaitingConfig = field(default_factory=WaitForAllConfig)
     dropout: float = 0.0
-    latency: LatencyConfig = LatencyConfig()
+    latency: LatencyConfig = field(default_factory=LatencyConfig)
     min_completion: float = 0.0
 
 

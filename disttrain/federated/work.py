@@ -179,7 +179,8 @@ class Work:
         if self.plan.clip_norm is None:
             return gradients
         norms = torch.linalg.vector_norm(gradients, dim=-1, keepdim=True)
-        return gradients * (self.plan.clip_norm / (norms + CLIPPING_EPSILON)).clamp(max=1.0)
+        clipped: Tensor = gradients * (self.plan.clip_norm / (norms + CLIPPING_EPSILON)).clamp(max=1.0)
+        return clipped
 
     def _note(self, evaluations: Tensor, losses: Tensor) -> None:
         assert self.rows is not None

@@ -1,11 +1,13 @@
 """FedAMD: what anchors and miners do, and what they do not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disttrain.federated import FedAMD
+from disttrain.federated import FedAMD, Work
 from disttrain.federated.algorithms.fedamd import best_probability, best_probability_closed, conservative_probability
 from disttrain.federated.participation import UniformConfig
 from tests.federated.quadratics import FullGradients, Quadratics, federation, run
@@ -63,7 +65,7 @@ def test_who_anchors_changes_only_the_cache_and_only_its_own(size):
     problem = Quadratics(size.clients, size.d, seed=size.seed)
     algorithm = FedAMD(0.5)
     fed = run(federation(algorithm, problem, size.cohort, steps=size.steps, seed=size.seed), 3)
-    plan = fed.plan.__class__(size.clients, size.seed, round=3)
+    plan = replace(fed.plan, round=3)
     cohort = UniformConfig().cohort(torch.arange(size.clients), problem.sizes, size.cohort, size.seed, 3)
     anchors = cohort[algorithm.anchors(plan, cohort)]
     others = [client for client in range(size.clients) if client not in anchors.tolist()]
@@ -79,11 +81,28 @@ def test_who_anchors_changes_only_the_cache_and_only_its_own(size):
     assert report.evaluations == 6 * len(anchors) + (len(cohort) - len(anchors)) * 4 * (size.steps - 1)
 
 
+def test_miners_compare_two_points_on_the_same_samples():
+    problem = Quadratics(3, 4)
+    fed = run(federation(FedAMD(0.0), problem, steps=3, lr=0.1), 1)
+    moves = []
+    for client in fed.availability.participation.cohort(torch.arange(3), problem.sizes, 3, 0, 1):
+        work = Work.of_block(problem, replace(fed.plan, round=1), client[None])
+        before, g = fed.x[None], fed.server["mean_cache"][None]
+        y = before - 0.1 * g
+        for step in (1, 2):
+            g = g + work.gradient(y, step) - work.gradient(before, step)
+            before, y = y, y - 0.1 * g
+        moves.append(y - fed.x)
+    expected = fed.x + torch.cat(moves).mean(0)
+    fed.step()
+    torch.testing.assert_close(fed.x, expected, atol=1e-12, rtol=1e-12)
+
+
 def test_the_anchors_data_do_not_move_the_model_in_their_own_round():
     def mined(scale):
         problem = Quadratics(6, 3)
         fed = run(federation(FedAMD(0.5), problem, cohort=4, seed=5), 1)
-        plan = fed.plan.__class__(6, 5, round=1)
+        plan = replace(fed.plan, round=1)
         cohort = UniformConfig().cohort(torch.arange(6), problem.sizes, 4, 5, 1)
         anchors = cohort[FedAMD(0.5).anchors(plan, cohort)]
         assert 0 < len(anchors) < 4

@@ -1,6 +1,6 @@
 """The round loop: blocks, engines, what is lost, what is committed, and going on from a checkpoint."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -19,7 +19,9 @@ from disttrain.federated import (
     FedAvg,
     FedDyn,
     Federation,
+    Plan,
     ServerOptimizer,
+    Work,
 )
 from disttrain.federated.arrivals import DeadlineConfig, LatencyConfig, OvercommitConfig
 from disttrain.federated.blocks import Block
@@ -140,7 +142,7 @@ def test_who_is_late_or_lost_is_as_if_it_had_not_been_asked(name):
     problem = Quadratics(12, 4)
     who = Availability(8, waiting=DeadlineConfig(seconds=3.0), dropout=0.3, latency=LATE)
     fed = run(federation(ALGORITHMS[name], problem, availability=who), 1)  # FedAMD and MIFA meet everybody first
-    cohort, arrivals = fed._ask(fed.plan.__class__(12, steps=3, batch_size=2, round=1))
+    cohort, arrivals = fed._ask(replace(fed.plan, round=1))
     assert 0 < int(arrivals.used.sum()) < 8
 
     class Heard:
@@ -198,6 +200,29 @@ def test_a_reply_that_is_not_finite_is_refused(name, serial):
     assert fed.x.isfinite().all()
     assert {report.used for report in reports} <= {4, 5}, "a miner of one step in FedAMD has sampled nothing"
     assert not any(rows[2].any() for rows in fed.store.vectors.values())
+
+
+def test_a_round_that_is_void_after_all_commits_nothing():
+    fed = federation(SCALLION(), Exploding(5, 3), availability=Availability(5, min_completion=1.0))
+    report = fed.step()
+    assert (report.void, report.used, report.lost) == (True, 0, 5)
+    fed.store.commit()  # which finds nothing left
+    assert not fed.store.vectors["control"].any()
+    assert not fed.x.any()
+
+
+def test_draws_differ_between_steps_rounds_and_clients_and_not_by_company():
+    problem, plan = Quadratics(6, 4), Plan(6, batch_size=1)
+    y = torch.ones(6, 4, dtype=torch.float64)
+
+    def gradient(step, number, clients):
+        return Work.of_block(problem, replace(plan, round=number), torch.tensor(clients)).gradient(y[: len(clients)], step)
+
+    seen = {tuple(gradient(step, number, [2])[0].tolist()) for step in range(6) for number in range(6)}
+    assert len(seen) == 6, "each of the client's samples"
+    assert torch.equal(gradient(3, 4, [5, 1, 2])[2], gradient(3, 4, [2])[0])
+    several = Work.of_block(problem, replace(plan, batch_size=3, seed=1), torch.tensor([0])).gradient(y[:1], 0)
+    assert tuple(several[0].tolist()) not in seen
 
 
 @dataclass

@@ -4,7 +4,7 @@ from disttrain.federated.algorithms.fedamd import FedAMD, FedAMDConfig, FedAMDSe
 from disttrain.federated.algorithms.fedavg import FedAvg, FedAvgConfig
 from disttrain.federated.algorithms.feddyn import FedDyn, FedDynConfig
 from disttrain.federated.algorithms.mifa import MIFA, MIFAConfig
-from disttrain.federated.algorithms.scallion import SCAFCOM, SCALLION, ScaffoldConfig, ScafcomConfig, ScallionConfig
+from disttrain.federated.algorithms.scallion import SCAFCOM, SCALLION, ScafcomConfig, ScaffoldConfig, ScallionConfig
 from disttrain.federated.algorithms.server_optimizers import ServerOptimizer
 
 __all__ = [
@@ -19,8 +19,8 @@ __all__ = [
     "FedDyn",
     "FedDynConfig",
     "MIFAConfig",
-    "ScaffoldConfig",
     "ScafcomConfig",
+    "ScaffoldConfig",
     "ScallionConfig",
     "ServerOptimizer",
 ]

@@ -10,11 +10,11 @@
              up: Δ_i = y_K − x
     server:  x ← x + η_s · mean of the miners' Δ_i, if there is any;  ḡ ← ḡ + (1/N) Σ (v_i' − v_i)
 
-Anchors of a round count from the next one on. Where all anchor, x stays where it is: it is not a step of large-batch descent. That is
-what alternating rounds of anchors and of miners with K = 1 and everybody amount to.
+Anchors of a round count from the next one on. Where all anchor, x stays where it is: it is not a step of large-batch descent.
+That is what alternating rounds of anchors and of miners with K = 1 and everybody amount to.
 
-*Sequential* (algorithm 1 with p ∈ {0, 1}): all anchor in every ``period``-th round, and mine in the others. *Constant*: every client
-tosses a coin in every round. p = 0 would never renew ḡ, and diverges; p = 1 never moves.
+*Sequential* (algorithm 1 with p ∈ {0, 1}): all anchor in every ``period``-th round, and mine in the others. *Constant*: every
+client tosses a coin in every round. p = 0 would never renew ḡ, and diverges; p = 1 never moves.
 
 Round 0 is with all N clients, who all anchor: the paper starts from v_i = ∇f_i(x_0). It costs a large batch and d floats of each
 client, and is counted. A client that does not answer leaves its cache as it was.
@@ -120,7 +120,7 @@ def best_probability(num_clients: int, cohort: int) -> float:
 
 
 def best_probability_closed(cohort: int) -> float:
-    """(2 / (a + 2))^(1/a), "optc": where p² (1 − p^a) is largest, which is nearly the same. Nobody mines in 2 / (a + 2) of rounds."""
+    """(2 / (a + 2))^(1/a), "optc": where p² (1 − p^a) is largest, nearly the same. In 2 / (a + 2) of all rounds nobody mines then."""
     return float((2 / (cohort + 2)) ** (1 / cohort))
 
 

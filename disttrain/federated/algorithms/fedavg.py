@@ -1,14 +1,14 @@
 """FedAvg and what differs from it by one line: FedProx in the local step, FedAvgM and FedOpt at the server.
 
-"Communication-Efficient Learning of Deep Networks from Decentralized Data" (arXiv 1602.05629), algorithm 1; "Federated Optimization
-in Heterogeneous Networks" (arXiv 1812.06127), algorithm 2; for the server's rules see `server_optimizers.py`::
+"Communication-Efficient Learning of Deep Networks from Decentralized Data" (arXiv 1602.05629), algorithm 1; "Federated
+Optimization in Heterogeneous Networks" (arXiv 1812.06127), algorithm 2; for the server's rules see `server_optimizers.py`::
 
     down: x
     client:  y ← x;  K times  y ← y − η_l (∇f_i(y; ξ) + μ (y − x));  up: Δ_i = y − x
     server:  Δ̄ = Σ w_i Δ_i / Σ w_i over those that answered;  x ← server step(Δ̄)
 
-w_i is the client's number of samples, or 1. A client that does not answer is missing from both sums. FedProx's paper lets the local
-problem be solved inexactly by any means; here it is K steps, as everywhere. μ = 0 is FedAvg.
+w_i is the client's number of samples, or 1. A client that does not answer is missing from both sums. FedProx's paper lets the
+local problem be solved inexactly by any means; here it is K steps, as everywhere. μ = 0 is FedAvg.
 """
 
 from __future__ import annotations

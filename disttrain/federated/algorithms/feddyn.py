@@ -6,8 +6,8 @@
     client:  y ← x;  K times  y ← y − η_l (∇f_i(y; ξ) − h_i + α (y − x));   h_i ← h_i − α (y − x);   up: Δ_i = y − x
     server:  h ← h − (α/N) Σ Δ_i;   x ← mean y − h / α, the mean over those that answered
 
-h_i is what ∇f_i(y) would be at the exact minimum of the bent loss; K steps of SGD come near it. h stays the mean of all h_i, zero at
-first. The authors divide α by the client's share of the samples; here all clients count alike.
+h_i is what ∇f_i(y) would be at the exact minimum of the bent loss; K steps of SGD come near it. h stays the mean of all h_i,
+zero at first. The authors divide α by the client's share of the samples; here all clients count alike.
 """
 
 from __future__ import annotations

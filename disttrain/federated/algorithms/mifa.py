@@ -6,8 +6,8 @@
     client:  y ← x;  K times  y ← y − η_l ∇f_i(y; ξ);   up: G_i = (x − y) / η_l
     server:  G_i ← what arrived, of the others the last;   x ← x − η_s η_l · (1/N) Σ over all N of G_i
 
-A client that does not answer is represented by its last G_i. Every client is needed once before the first step, so round 0 is with
-all of them; one that is lost even then counts as zero until it answers. N · d floats at the server.
+A client that does not answer is represented by its last G_i. Every client is needed once before the first step, so round 0 is
+with all of them; one that is lost even then counts as zero until it answers. N · d floats at the server.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@
 All begin at zero, so c is the mean of all c_i for ever, whoever takes part, whatever C drops: a client's c_i moves by what the
 server has decoded, and only if it was accepted. Note 1/N in c, over all clients, and the mean over those that answered in x.
 
-With α = 1 and no compressor this is SCAFFOLD (arXiv 1910.06378, algorithm 1, option II): c_i + δ_i = u + c_i − c is the mean of the
-client's raw gradients, and mean δ_i + c = mean u. SCAFFOLD as published sends Δy and Δc, two vectors where this sends one.
+With α = 1 and no compressor this is SCAFFOLD (arXiv 1910.06378, algorithm 1, option II): c_i + δ_i = u + c_i − c is the mean of
+the client's raw gradients, and mean δ_i + c = mean u. SCAFFOLD as published sends Δy and Δc, two vectors where this sends one.
 
-u is summed up along the way rather than taken from x − y, which would round it and divide by η_l. It is for plain steps only: with
-momentum or weight decay inside, u would not be a mean of gradients. α must shrink with the compressor's variance ω: the proof asks
-for α ≤ N / (4 (1 + ω)), and rand-k of 20 % diverges at α = 1.
+u is summed up along the way rather than taken from x − y, which would round it and divide by η_l. It is for plain steps only:
+with momentum or weight decay inside, u would not be a mean of gradients. α must shrink with the compressor's variance ω: the
+proof asks for α ≤ N / (4 (1 + ω)), and rand-k of 20 % diverges at α = 1.
 """
 
 from __future__ import annotations

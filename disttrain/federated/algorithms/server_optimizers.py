@@ -9,7 +9,8 @@
     yogi       m the same                     v ← v − (1 − β₂) Δ̄² sign(v − Δ̄²)
                x ← x + η m / (√v + τ)                                          FedOpt (arXiv 2003.00295, algorithm 2)
 
-v begins at τ², and there is no bias correction, as in the paper; Flower's begin at 0 and are corrected. With β₁ = 0 momentum is sgd.
+v begins at τ², and there is no bias correction, as in the paper; Flower's begin at 0 and are corrected. With β₁ = 0 momentum is
+sgd.
 """
 
 from __future__ import annotations
