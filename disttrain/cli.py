@@ -66,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     emulate.add_argument("--events", metavar="FILE", help="a YAML file of what happens during the run")
     emulate.add_argument("--max-restarts", type=_natural, default=0, metavar="N", help="restarts after failures (default 0)")
     _add_config(emulate, _emulate)
+    federated = commands.add_parser(
+        "federated", help="train clients that own their data", description=_federated.__doc__, allow_abbrev=False
+    )
+    _add_config(federated, _federated)
     _add_merge(commands)
     config = commands.add_parser("config", help="look at a config").add_subparsers(required=True, metavar="COMMAND")
     show_parser = config.add_parser("show", help="the resolved config", description=_show.__doc__, allow_abbrev=False)
@@ -179,6 +183,29 @@ def _simulate(parsed: argparse.Namespace) -> int:
             print(f"disttrain: {error}", file=sys.stderr)
             return FAILED
     return DONE if simulation.completed else STOPPED
+
+
+def _federated(parsed: argparse.Namespace) -> int:
+    """Train one model on the data of many clients, a few of which take part in each round; all of them live in this process."""
+    from disttrain.launch.shutdown import DONE, FAILED, STOPPED, StopRequest
+    from disttrain.simulation.federated.checking import check
+    from disttrain.simulation.federated.run import FederatedRun
+    from disttrain.simulation.run import Diverged
+
+    loaded = load_config(parsed.config, parsed.overrides)
+    check(loaded)
+    for notice in loaded.notices:
+        print(f"note: {notice}")
+    stop_request = StopRequest()
+    stop_request.listen()
+    with _claimed_folder(loaded) as folder:
+        run = FederatedRun(loaded, folder, stop_request)
+        try:
+            run.run()
+        except Diverged as error:
+            print(f"disttrain: {error}", file=sys.stderr)
+            return FAILED
+    return STOPPED if stop_request and not run.completed else DONE
 
 
 def _merge(parsed: argparse.Namespace) -> int:

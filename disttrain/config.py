@@ -32,6 +32,10 @@ from disttrain.config_sections import CheckpointConfig, LaunchConfig, RecordingC
 from disttrain.config_yaml import leaves, write_yaml
 from disttrain.data import DataConfig, data_sources
 from disttrain.data.partitions import PartitionConfig, partitions
+from disttrain.federated.algorithm import federated_algorithms
+from disttrain.federated.arrivals import waitings
+from disttrain.federated.participation import participations
+from disttrain.federated.section import FederatedConfig
 from disttrain.models import ModelConfig, models
 from disttrain.objectives import ObjectiveConfig, objectives
 from disttrain.optim import OptimizerConfig, ScheduleConfig, optimizers, schedules
@@ -43,7 +47,7 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
     each.section: each for each in (models, data_sources, partitions, objectives, optimizers, schedules, strategies)
 }
 DEFAULT_NAMES = {section: registry.default for section, registry in REGISTRIES.items()}
-INNER_REGISTRIES: tuple[Registry[Any], ...] = (compressors, feedbacks)
+INNER_REGISTRIES: tuple[Registry[Any], ...] = (compressors, feedbacks, federated_algorithms, participations, waitings)
 INNER_NAMES = {registry.section: registry.default for registry in INNER_REGISTRIES}
 """The same for components inside a component."""
 
@@ -71,6 +75,8 @@ class RunConfig(Config):
     """How the learning rate changes over the run."""
     strategy: SerializeAsAny[StrategyConfig] = Field(default_factory=lambda: _default(strategies))
     """What the workers exchange, and when."""
+    federated: FederatedConfig | None = None
+    """Of a run by `disttrain federated`: the clients, and what takes the place of optimizer and strategy; null: another run."""
     training: TrainingConfig = TrainingConfig()
     """How long to train, on how much at once, and how carefully."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -104,6 +110,10 @@ class RunConfig(Config):
         Raises:
             ConfigError: unless the batch can be divided equally among ``world_size`` workers, and the strategy is for so many.
         """
+        if self.federated is not None:
+            raise ConfigError(
+                ["federated: is for `disttrain federated`, and would be ignored here: remove it, or use that command"]
+            )
         try:
             self.strategy.check_world(world_size)
         except ValueError as error:
@@ -217,15 +227,15 @@ def _import_modules(settings: Settings, file: Path) -> None:
 
 def _complete(settings: Settings, file: Path) -> None:
     """Fill in every component's name, and the run's; a section of which all keys are commented out is an empty one."""
-    for section in RunConfig.model_fields.keys() - {"imports"}:
+    for section in RunConfig.model_fields.keys() - {"imports", "federated"}:
         if settings.tree.get(section) is None:
             settings.tree[section] = {}
     for section, name in (DEFAULT_NAMES | {"run": _safe_name(file)}).items():
         _name(settings, (section,), settings.tree[section], name)
     for path, name in INNER_NAMES.items():
         outer, inner = path.split(".")
-        if isinstance(settings.tree[outer], dict):
-            _name(settings, (outer, inner), settings.tree[outer].get(inner), name)
+        if isinstance(around := settings.tree.get(outer), dict):
+            _name(settings, (outer, inner), around.get(inner), name)
 
 
 def _name(settings: Settings, path: tuple[str, ...], written: Any, name: str) -> None:
@@ -260,6 +270,7 @@ def _validate(settings: Settings) -> RunConfig:
 def _loadable_class(registered: tuple[type, ...]) -> type[RunConfig]:
     """:class:`RunConfig` with each component one of the ``registered`` classes, which are here as the cache's key."""
     components: dict[str, Any] = {section: (registry.union(), ...) for section, registry in REGISTRIES.items()}
+    components["federated"] = (FederatedConfig | None, None)
     return create_model("LoadableRunConfig", __base__=RunConfig, **components)
 
 

@@ -182,11 +182,12 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _homes(key: str, tree: Mapping[str, Any], model: type[BaseModel]) -> Iterator[str]:
-    """Where a key of this name exists: at the top, or as ``section.key``."""
+    """Where a key of this name exists: at the top, or as ``section.key`` of a section that this config has."""
     if key in model.model_fields:
         yield key
     for section in model.model_fields:
-        if _is_field(key, _classes((section,), tree, model)):
+        absent = model.model_fields[section].default is None and tree.get(section) is None
+        if not absent and _is_field(key, _classes((section,), tree, model)):
             yield f"{section}.{key}"
 
 

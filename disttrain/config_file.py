@@ -80,7 +80,7 @@ def apply_overrides(settings: Settings, overrides: Sequence[str], default_names:
             settings.problems += reading.problems
             given[keys] = reading.value
     for keys, value in given.items():
-        if keys[0] in default_names and keys[-1] == "name":
+        if keys[-1] == "name" and any(section.partition(".")[0] == keys[0] for section in default_names):
             _drop_other_class(settings, keys[:-1], value, default_names, given)
     for keys, value in given.items():
         _set(settings, keys, value)

@@ -257,7 +257,7 @@ def test_all_mistakes_come_in_one_report_in_the_order_of_the_lines(mistakes):
         "run.yaml:7: model: given twice, first at run.yaml:1",
         "command line: training.seed: not an override; write section.key=value",
         'command line: launch.threads: must be a whole number (got "many")',
-        'command line: optimiser: unknown key; did you mean "optimizer"? allowed: checkpoint, data, imports, launch, '
+        'command line: optimiser: unknown key; did you mean "optimizer"? allowed: checkpoint, data, federated, imports, launch, '
         "model, objective, optimizer, partition, recording, run, schedule, strategy, training",
     ]
 
@@ -269,7 +269,7 @@ def test_all_mistakes_come_in_one_report_in_the_order_of_the_lines(mistakes):
                                   "registered: adamw, cosmos, import, muon, sgd, soap"),
         ("objective.name=next-token", 'objective.name: unknown objective "next-token"; did you mean "next_token"? '
                                       "registered: classification, next_token"),
-        ("lr=1", "lr: unknown key; did you mean optimizer.lr? allowed: checkpoint, data, imports, launch, model, "
+        ("lr=1", "lr: unknown key; did you mean optimizer.lr? allowed: checkpoint, data, federated, imports, launch, model, "
                  "objective, optimizer, partition, recording, run, schedule, strategy, training"),
         ("checkpoint.keep=1", "checkpoint.keep: must be at least 2: a damaged newest checkpoint must leave one to fall "
                               "back to (got 1)"),

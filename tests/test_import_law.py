@@ -11,7 +11,7 @@ ORDER = [  # from the top to the bottom; a room imports from its own and lower l
     {"simulation"},
     {"training"},
     {"config"},
-    {"strategies"},
+    {"strategies", "federated"},
     {"compression", "topology", "optim", "recording", "models", "data", "objectives"},
     {"launch"},
     {"worlds"},

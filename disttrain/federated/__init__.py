@@ -4,7 +4,7 @@ An algorithm is three pure functions over flat vectors (`algorithm.py`); engines
 `rounds.py` has the loop. What trains a config's model on a config's data stands in ``disttrain.simulation.federated``.
 """
 
-from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Sum, Vectors, algorithms
+from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Sum, Vectors, federated_algorithms
 from disttrain.federated.algorithms import MIFA, SCAFCOM, SCALLION, FedAMD, FedAvg, FedDyn, ServerOptimizer
 from disttrain.federated.engines import BatchedEngine, Engine, SerialEngine
 from disttrain.federated.rounds import Availability, Federation, RoundReport, Totals
@@ -37,5 +37,5 @@ __all__ = [
     "Totals",
     "Vectors",
     "Work",
-    "algorithms",
+    "federated_algorithms",
 ]

@@ -126,7 +126,7 @@ class AlgorithmConfig(ComponentConfig):
             )
 
 
-algorithms: Registry[Any] = Registry("federated.algorithm", default="fedavg")
+federated_algorithms: Registry[Any] = Registry("federated.algorithm", default="fedavg")
 
 
 def rows_of(x: Tensor, num_clients: int) -> Tensor:

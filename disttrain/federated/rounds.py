@@ -64,6 +64,7 @@ class RoundReport:
         bytes_up: of the replies that were taken.
         bytes_down: to all that were asked.
         evaluations: gradients of single samples, by the clients used.
+        refused: clients that answered in time with numbers that are not finite.
         virtual_seconds: that the round took.
         void: whether too few have answered, so that nothing moved.
     """
@@ -74,6 +75,7 @@ class RoundReport:
     bytes_up: int
     bytes_down: int
     evaluations: int
+    refused: int
     virtual_seconds: float
     void: bool
 
@@ -92,6 +94,7 @@ class Totals:
     evaluations: int = 0
     clients_used: int = 0
     clients_lost: int = 0
+    clients_refused: int = 0
     void_rounds: int = 0
     virtual_seconds: float = 0.0
 
@@ -102,6 +105,7 @@ class Totals:
         self.evaluations += report.evaluations
         self.clients_used += report.used
         self.clients_lost += report.lost
+        self.clients_refused += report.refused
         self.void_rounds += report.void
         self.virtual_seconds += report.virtual_seconds
 
@@ -234,6 +238,7 @@ def _report(results: list[BlockResult], asked: int, bytes_down: int, seconds: fl
         bytes_up=sum(int(result.bytes_up[accepted].sum()) for result, accepted in used),
         bytes_down=bytes_down,
         evaluations=sum(int(result.ledger.evaluations[accepted].sum()) for result, accepted in used),
+        refused=sum(int((~result.accepted).sum()) for result in results),
         virtual_seconds=seconds,
         void=void,
     )

@@ -1,4 +1,4 @@
-"""A picture of the loss against steps, and against the bytes that one worker sent for it."""
+"""A picture of the loss against steps, and against the bytes that one worker, or all clients of a federation, sent for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ def plot_loss(metrics: Path, picture: Path, title: str, unit: str | None) -> Non
     if not records:
         return
     panels = [("step", 1.0, "step")]
-    if records[-1]["wire_bytes"]:
+    if records[-1].get("bytes_up"):
+        panels = [
+            ("step", 1.0, "round"),
+            ("bytes_up", 1e-6, "sent by clients (MB)"),
+            ("gradient_evaluations", 1.0, "gradients of a sample"),
+        ]
+    elif records[-1].get("wire_bytes"):
         panels.append(("wire_bytes", 1e-6, "sent per worker (MB)"))
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     for axes, (key, scale, label) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):

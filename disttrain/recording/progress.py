@@ -84,7 +84,7 @@ class Display:
 def progress_line(record: dict[str, Any], total_steps: int, seconds_left: float | None = None, unit: str | None = None) -> str:
     """One logged step as a line: step, share, loss, accuracy and MFU where they are known, speed, bytes, time left."""
     step = record["step"]
-    parts = [f"step {step}/{total_steps} ({step / total_steps:.0%})"]
+    parts = [f"{'round' if 'bytes_up' in record else 'step'} {step}/{total_steps} ({step / total_steps:.0%})"]
     parts.append("compute emulated" if record.get("compute") == "emulated" else f"loss {_number(record['loss'])}")
     if record.get("validation_loss") is not None:
         parts.append(f"validation {_number(record['validation_loss'])}")
@@ -94,7 +94,10 @@ def progress_line(record: dict[str, Any], total_steps: int, seconds_left: float 
         parts.append(f"{record['tokens_per_second']:,.0f} {counted_things(unit)}/s")
     if record.get("mfu") is not None:
         parts.append(f"MFU {record['mfu']:.1%}")
-    parts.append(f"sent {readable_bytes(record['wire_bytes'])}/worker")
+    if "bytes_up" in record:
+        parts.append(f"up {readable_bytes(record['bytes_up'])}, down {readable_bytes(record['bytes_down'])}")
+    else:
+        parts.append(f"sent {readable_bytes(record['wire_bytes'])}/worker")
     if seconds_left is not None:
         parts.append(f"{readable_seconds(seconds_left)} left")
     return "  ".join(parts)

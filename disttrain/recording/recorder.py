@@ -65,9 +65,10 @@ class Recorder:
 
 def summary_lines(summary: dict[str, Any], unit: str | None) -> list[str]:
     """What a person wants to know at the end, aligned."""
-    seconds, wire, ddp = summary["seconds"], summary["wire_bytes"], summary["ddp_wire_bytes"]
+    seconds = summary["seconds"]
     tokens = f", {summary['tokens']:,} {counted_things(unit)}" if summary["tokens"] else ""
-    lines = [f"{summary['status']:<16} {summary['steps']} steps{tokens} in {readable_seconds(seconds)}"]
+    things = "rounds" if "bytes_up" in summary else "steps"
+    lines = [f"{summary['status']:<16} {summary['steps']} {things}{tokens} in {readable_seconds(seconds)}"]
     if summary.get("compute") == "emulated":
         lines.append("compute          emulated: nothing was learned, and no weights are exported")
     if summary["validation_loss"] is not None:
@@ -76,8 +77,23 @@ def summary_lines(summary: dict[str, Any], unit: str | None) -> list[str]:
         lines.append(f"accuracy         {summary['validation_accuracy']:.1%} in validation")
     if seconds and summary["tokens"]:
         lines.append(f"speed            {summary['tokens'] / seconds:,.0f} {counted_things(unit)}/s")
+    if "bytes_up" in summary:
+        return [*lines, *_federated_lines(summary)]
+    wire, ddp = summary["wire_bytes"], summary["ddp_wire_bytes"]
     saved = f", {1 - wire / ddp:.1%} less than torch DDP's {readable_bytes(ddp)}" if ddp > wire else ""
     lines.append(f"sent per worker  {readable_bytes(wire)}{saved}")
     if summary["exposed_seconds"] is not None and seconds:
         lines.append(f"exposed          {summary['exposed_seconds'] / seconds:.1%} of the time went into waiting for the network")
     return lines
+
+
+def _federated_lines(summary: dict[str, Any]) -> list[str]:
+    """The same of a federation."""
+    used, lost = summary["clients_used"], summary["clients_lost"]
+    void = f", {summary['void_rounds']:,} rounds void" if summary["void_rounds"] else ""
+    return [
+        f"clients          {used:,} answers used, {lost:,} lost{void}",
+        f"sent             up {readable_bytes(summary['bytes_up'])}, down {readable_bytes(summary['bytes_down'])}",
+        f"gradients        {summary['gradient_evaluations']:,} of single samples",
+        f"virtual time     {readable_seconds(summary['virtual_seconds'])}",
+    ]

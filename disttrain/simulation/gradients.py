@@ -124,6 +124,11 @@ class WorkerGradients:
         self.method = choice.method
         return choice
 
+    def reseed(self, keys: Tensor) -> None:
+        """Let a model that draws draw anew in each of the first rows, by their keys, int64 ``[L]``; others need no generators."""
+        for row, own in enumerate(keys.tolist() if self._generators else ()):
+            self._generators[row] = torch.Generator().manual_seed(own).get_state()
+
     # --- the three methods -------------------------------------------------------------------------------------------
 
     def _loop(self, rows: slice, inputs: Tensor, targets: Tensor, passes: int) -> Tensor:

@@ -16,6 +16,7 @@ class Replicas:
     Args:
         module: what all start from; it stays usable by itself, and is where results are put for evaluation.
         num_workers: N.
+        alignment: of parameters in a row; see :class:`~disttrain.parameters.FlatParameters`.
 
     Attributes:
         template: the module, its parameters in a vector of its own.
@@ -27,11 +28,11 @@ class Replicas:
         ValueError: if the module's trainable parameters cannot form one vector.
     """
 
-    def __init__(self, module: nn.Module, num_workers: int) -> None:
+    def __init__(self, module: nn.Module, num_workers: int, alignment: int | None = None) -> None:
         self.template, self.num_workers = module, num_workers
         self._pristine = copy.deepcopy(module)  # a module that has been run may hold what cannot be copied
         self._modules: dict[int, nn.Module] = {}
-        self._flat = FlatParameters(module)
+        self._flat = FlatParameters(module, alignment)
         self.layout: Layout = self._flat.layout
         self.x = self._flat.x.repeat(num_workers, 1)
         self.g = torch.zeros_like(self.x)

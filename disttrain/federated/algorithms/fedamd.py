@@ -31,7 +31,7 @@ from pydantic import Field
 from torch import Tensor
 
 from disttrain import random
-from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Vectors, algorithms, rows_of
+from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Vectors, federated_algorithms, rows_of
 from disttrain.federated.work import Plan, Work
 
 
@@ -120,7 +120,7 @@ def best_probability(num_clients: int, cohort: int) -> float:
 
 
 def best_probability_closed(cohort: int) -> float:
-    """(2 / (a + 2))^(1/a), "optc": where p² (1 − p^a) is largest, nearly the same. In 2 / (a + 2) of all rounds nobody mines then."""
+    """(2 / (a + 2))^(1/a), "optc": where p² (1 − p^a) is largest, or nearly so. Nobody mines then in 2 / (a + 2) of rounds."""
     return float((2 / (cohort + 2)) ** (1 / cohort))
 
 
@@ -130,7 +130,7 @@ def conservative_probability(num_clients: int, cohort: int) -> float:
     return sqrt(4 * r * r + 2 * r) - 2 * r
 
 
-@algorithms.register
+@federated_algorithms.register
 class FedAMDConfig(AlgorithmConfig):
     """Anchors renew large-batch gradients, miners follow their mean: by a coin of each client (arXiv 2206.05891)."""
 
@@ -145,7 +145,7 @@ class FedAMDConfig(AlgorithmConfig):
         return FedAMD(self.probability, server_lr=self.server_lr)
 
 
-@algorithms.register
+@federated_algorithms.register
 class FedAMDSequentialConfig(AlgorithmConfig):
     """FedAMD with all clients of a round doing the same: they anchor in every ``period``-th round (arXiv 2206.05891)."""
 

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Vectors, algorithms, rows_of
+from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Vectors, federated_algorithms, rows_of
 from disttrain.federated.algorithms.server_optimizers import ServerOptimizer
 from disttrain.federated.local_steps import descend
 from disttrain.federated.work import Plan, Work
@@ -58,7 +58,7 @@ class FedAvg(Algorithm):
         return self.optimizer.step(server, replies["delta"].mean)
 
 
-@algorithms.register
+@federated_algorithms.register
 class FedAvgConfig(AlgorithmConfig):
     """The mean of the clients' models (arXiv 1602.05629)."""
 
@@ -73,7 +73,7 @@ class FedAvgConfig(AlgorithmConfig):
         return FedAvg(optimizer=ServerOptimizer("sgd", self.server_lr), weighting=self.weighting)
 
 
-@algorithms.register
+@federated_algorithms.register
 class FedProxConfig(FedAvgConfig):
     """FedAvg with local steps that are pulled back to the server's model (arXiv 1812.06127)."""
 
@@ -86,7 +86,7 @@ class FedProxConfig(FedAvgConfig):
         return FedAvg(self.mu, ServerOptimizer("sgd", self.server_lr), self.weighting)
 
 
-@algorithms.register
+@federated_algorithms.register
 class FedAvgMConfig(FedAvgConfig):
     """FedAvg with heavy-ball momentum at the server (arXiv 1909.06335)."""
 
@@ -118,14 +118,14 @@ class FedOptConfig(FedAvgConfig):
         return FedAvg(optimizer=optimizer, weighting=self.weighting)
 
 
-@algorithms.register
+@federated_algorithms.register
 class FedAdamConfig(FedOptConfig):
     """FedAvg with Adam at the server (arXiv 2003.00295)."""
 
     name: Literal["fedadam"] = "fedadam"  # type: ignore[assignment]
 
 
-@algorithms.register
+@federated_algorithms.register
 class FedAdagradConfig(FedOptConfig):
     """FedAvg with Adagrad at the server (arXiv 2003.00295)."""
 
@@ -133,7 +133,7 @@ class FedAdagradConfig(FedOptConfig):
     rule: ClassVar[Literal["adam", "adagrad", "yogi"]] = "adagrad"
 
 
-@algorithms.register
+@federated_algorithms.register
 class FedYogiConfig(FedOptConfig):
     """FedAvg with Yogi at the server (arXiv 2003.00295)."""
 

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Vectors, algorithms, rows_of
+from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Vectors, federated_algorithms, rows_of
 from disttrain.federated.local_steps import descend
 from disttrain.federated.work import Plan, Work
 
@@ -59,7 +59,7 @@ class FedDyn(Algorithm):
         return {"x": server["x"] + delta.mean - h / self.alpha, "h": h}
 
 
-@algorithms.register
+@federated_algorithms.register
 class FedDynConfig(AlgorithmConfig):
     """A penalty for each client that learns where the others want to go (arXiv 2111.04263)."""
 

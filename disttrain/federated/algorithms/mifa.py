@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Vectors, algorithms, rows_of
+from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Vectors, federated_algorithms, rows_of
 from disttrain.federated.local_steps import descend
 from disttrain.federated.work import Plan, Work
 
@@ -52,7 +52,7 @@ class MIFA(Algorithm):
         return {"x": server["x"] - self.server_lr * plan.lr * mean, "mean_memory": mean}
 
 
-@algorithms.register
+@federated_algorithms.register
 class MIFAConfig(AlgorithmConfig):
     """FedAvg in which clients that do not take part are represented by their last answer (arXiv 2106.04159)."""
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from disttrain.compression.base import Compressor, CompressorConfig, Variance, compressors
 from disttrain.compression.quantize import IdentityConfig
-from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Vectors, algorithms, rows_of
+from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Vectors, federated_algorithms, rows_of
 from disttrain.federated.local_steps import descend
 from disttrain.federated.work import Plan, Work
 
@@ -124,7 +124,7 @@ class SCAFCOM(_ControlledAveraging):
         return momentum - control, {"momentum": momentum}
 
 
-@algorithms.register
+@federated_algorithms.register
 class ScaffoldConfig(AlgorithmConfig):
     """Local steps corrected by control variates, uncompressed (arXiv 1910.06378, option II)."""
 
@@ -156,7 +156,7 @@ class _CompressedConfig(ScaffoldConfig):
         return compressor
 
 
-@algorithms.register
+@federated_algorithms.register
 class ScallionConfig(_CompressedConfig):
     """SCAFFOLD that sends one vector, compressed without bias (arXiv 2308.08165, algorithm 1)."""
 
@@ -180,7 +180,7 @@ class ScallionConfig(_CompressedConfig):
         return SCALLION(self.build_compressor(), self.server_lr, self.alpha)
 
 
-@algorithms.register
+@federated_algorithms.register
 class ScafcomConfig(_CompressedConfig):
     """SCAFFOLD that sends one vector, compressed by a contraction such as top-k (arXiv 2308.08165, algorithm 2)."""
 

@@ -1,0 +1,105 @@
+"""The section ``federated`` of a config: who takes part, what they do, and for how long."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SerializeAsAny, model_validator
+
+from disttrain.component import Config
+from disttrain.federated.algorithm import AlgorithmConfig, federated_algorithms
+from disttrain.federated.algorithms import FedAvgConfig
+from disttrain.federated.arrivals import LatencyConfig, WaitForAllConfig, WaitingConfig, waitings
+from disttrain.federated.participation import ParticipationConfig, UniformConfig, WeightedConfig, participations
+from disttrain.federated.rounds import BLOCK_SIZE, Availability
+from disttrain.federated.work import Plan
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class FederatedConfig(Config):
+    """A server, and clients that own the training samples."""
+
+    clients: Count = 100
+    """N, among whom the partition divides the samples."""
+    cohort: Count | Share = 10
+    """S, clients of a round: a number, or a share of all clients, such as 0.1."""
+    rounds: Count = 300
+    """T, of the whole run."""
+    local_steps: Count = 10
+    """K, of each client in a round."""
+    batch_size: Count = 10
+    """Samples of a local step, drawn with replacement from the client's own."""
+    large_batch: Count | None = None
+    """Samples of a large batch, where the algorithm has any; null: all that the client has."""
+    lr: float = Field(0.1, gt=0)
+    """η_l, of local steps; the schedule multiplies it from round to round."""
+    momentum: float = Field(0.0, ge=0, lt=1)
+    """Of local steps, from zero in each round; only where the algorithm allows it."""
+    weight_decay: float = Field(0.0, ge=0)
+    """The same; added to the gradient, times the parameters."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """A gradient of larger norm is scaled down to it before a local step; null: never."""
+    algorithm: SerializeAsAny[AlgorithmConfig] = FedAvgConfig()
+    """What clients and server do."""
+    participation: SerializeAsAny[ParticipationConfig] = UniformConfig()
+    """Who is asked."""
+    waiting: SerializeAsAny[WaitingConfig] = WaitForAllConfig()
+    """For whom the server waits."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """With which probability a client that is asked does not answer."""
+    latency: LatencyConfig = LatencyConfig()
+    """How long the others take, in virtual time."""
+    min_completion: float = Field(0.0, ge=0, le=1)
+    """The share of the cohort that must answer; with fewer, a round changes nothing."""
+    on_empty: Literal["error", "skip"] = "error"
+    """What to do about clients that the partition leaves without a sample. error: refuse to start; skip: never ask them."""
+    engine: Literal["auto", "serial", "batched"] = "auto"
+    """serial: clients one after another; batched: those of a block at once; auto: whichever is faster in a short trial."""
+    block_size: Count = BLOCK_SIZE
+    """Clients that are computed and summed together; another number changes the last bits of results."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.cohort_size == 0:
+            raise ValueError(
+                f"cohort={self.cohort:g} of {self.clients} clients rounds to zero: take {1 / self.clients:g} or a number"
+            )
+        if self.cohort_size > self.clients:
+            raise ValueError(f"cohort={self.cohort} must be at most federated.clients={self.clients}")
+        self.algorithm.check_steps(self.momentum, self.weight_decay)
+        if isinstance(self.participation, WeightedConfig) and getattr(self.algorithm, "weighting", "uniform") == "samples":
+            raise ValueError(
+                "participation.name=weighted asks clients by their samples, and algorithm.weighting=samples would count these a "
+                "second time: set algorithm.weighting=uniform"
+            )
+        return self
+
+    @property
+    def cohort_size(self) -> int:
+        """S as a number."""
+        return self.cohort if isinstance(self.cohort, int) else round(self.cohort * self.clients)
+
+    def plan(self, seed: int) -> Plan:
+        """What all rounds have in common."""
+        return Plan(
+            num_clients=self.clients,
+            seed=seed,
+            steps=self.local_steps,
+            lr=self.lr,
+            batch_size=self.batch_size,
+            large_batch=self.large_batch,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            clip_norm=self.clip_norm,
+        )
+
+    def availability(self) -> Availability:
+        """Who takes part."""
+        return Availability(self.cohort_size, self.participation, self.waiting, self.dropout, self.latency, self.min_completion)
+
+
+federated_algorithms.choose_in(FederatedConfig, "algorithm")
+participations.choose_in(FederatedConfig, "participation")
+waitings.choose_in(FederatedConfig, "waiting")

@@ -1,0 +1,229 @@
+"""``disttrain federated``: a run from a config, its records, what it refuses, and going on with it."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from disttrain.cli import main
+from disttrain.config import ConfigError, load_config
+from disttrain.recording.metrics import read_metrics
+
+CONFIG = """
+model: {name: mlp, hidden: [16]}
+data: {name: digits}
+partition: {name: shards}
+objective: {name: classification}
+federated: {clients: 20, cohort: 6, rounds: 12, local_steps: 3, batch_size: 4, block_size: 4}
+recording: {log_every: 4}
+"""
+D = 64 * 16 + 16 + 16 * 10 + 10
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(monkeypatch):
+    monkeypatch.setattr("disttrain.recording.recorder.plot_loss", lambda *_: None)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def federate(config, directory, *overrides):
+    """Run the command in this process; returns its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main(["federated", str(config), f"run.directory={directory}", "launch.threads=1", *overrides])
+    return ended.value.code
+
+
+def summary_of(directory):
+    return json.loads((directory / "summary.json").read_text())
+
+
+def algorithm(name, *settings):
+    return f"federated.algorithm.name={name}", *(f"federated.algorithm.{each}" for each in settings)
+
+
+ALGORITHMS = {
+    "fedavg": (*algorithm("fedavg"), "federated.momentum=0.5"),
+    "fedprox": algorithm("fedprox", "mu=0.5"),
+    "fedavgm": algorithm("fedavgm"),
+    "fedadam": algorithm("fedadam"),
+    "fedadagrad": algorithm("fedadagrad"),
+    "fedyogi": algorithm("fedyogi"),
+    "scaffold": algorithm("scaffold"),
+    "scallion": algorithm("scallion", "compressor={name: rand_k, ratio: 0.1, unbiased: true}"),
+    "scafcom": algorithm("scafcom", "compressor={name: top_k, ratio: 0.1}"),
+    "fedamd": algorithm("fedamd", "probability=0.4"),
+    "fedamd_sequential": algorithm("fedamd_sequential"),
+    "mifa": algorithm("mifa"),
+    "feddyn": algorithm("feddyn"),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_learns_and_resumes_bitwise(config, tmp_path, name):
+    faults = ("federated.dropout=0.2", "federated.latency={seconds: 1s, round_spread: 0.5}", "checkpoint.every=5")
+    options = (*ALGORITHMS[name], *faults, "federated.engine=batched")
+    assert federate(config, tmp_path / "whole", *options) == 0
+    assert federate(config, tmp_path / "halves", *options, "training.stop_after=7") == 0
+    assert summary_of(tmp_path / "halves")["status"] == "stopped"
+    assert federate(config, tmp_path / "halves", *options, "training.resume=auto") == 0
+    whole, halves = summary_of(tmp_path / "whole"), summary_of(tmp_path / "halves")
+    assert whole["weights_sha256"] == halves["weights_sha256"]
+    varying = ("seconds", "peak_memory_bytes", "final_loss")  # the loss is since the last record, of which there is one more
+    assert {k: v for k, v in whole.items() if k not in varying} == {k: v for k, v in halves.items() if k not in varying}
+    first = next(read_metrics(tmp_path / "whole" / "metrics.jsonl"))
+    assert whole["final_loss"] < first["loss"]
+
+
+def test_the_run_folder_tells_what_was_done(config, tmp_path):
+    assert federate(config, tmp_path / "run", "training.validate_every=6", "checkpoint.every=5") == 0
+    records = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    assert [record["step"] for record in records] == [4, 6, 8, 12]
+    assert [record["step"] for record in records if "validation_accuracy" in record] == [6, 12]
+    last, summary = records[-1], summary_of(tmp_path / "run")
+    assert last["bytes_up"] == last["bytes_down"] == 12 * 6 * D * 4
+    assert last["gradient_evaluations"] == 12 * 6 * 3 * 4
+    assert (last["clients_used"], last["clients_lost"], last["virtual_seconds"]) == (72, 0, 36.0)
+    assert (summary["status"], summary["mode"], summary["steps"], summary["algorithm"]) == ("finished", "federated", 12, "fedavg")
+    assert summary["validation_accuracy"] == last["validation_accuracy"]
+    assert sum(each.numel() for each in load_file(tmp_path / "run" / "model.safetensors").values()) == D
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_00000010", "step_00000012"]
+    again = load_config(tmp_path / "run" / "config.yaml").config
+    assert again.federated == load_config(config).config.federated
+    assert "round 12/12" in (tmp_path / "run" / "logs" / "console.log").read_text()
+
+
+def test_engines_agree(config, tmp_path):
+    options = algorithm("scaffold")
+    for engine in ("serial", "batched"):
+        assert federate(config, tmp_path / engine, *options, f"federated.engine={engine}") == 0
+    serial, batched = (load_file(tmp_path / engine / "model.safetensors") for engine in ("serial", "batched"))
+    for name, weights in serial.items():
+        torch.testing.assert_close(weights, batched[name], rtol=1e-5, atol=1e-5)
+
+
+def test_late_and_lost_clients_are_counted(config, tmp_path):
+    options = ("federated.dropout=0.3", "federated.waiting={name: deadline, seconds: 4s}",
+               "federated.latency={seconds: 1s, client_spread: 0.5}")  # fmt: skip
+    assert federate(config, tmp_path / "run", *options) == 0
+    summary = summary_of(tmp_path / "run")
+    assert summary["clients_used"] + summary["clients_lost"] == 72
+    assert 10 < summary["clients_lost"] < 50
+    assert summary["bytes_up"] == summary["clients_used"] * D * 4
+    assert summary["bytes_down"] == 72 * D * 4
+    assert summary["virtual_seconds"] <= 48
+
+
+def test_a_model_with_dropout_draws_by_round_and_client(config, tmp_path):
+    options = ("model.dropout=0.3",)
+    assert federate(config, tmp_path / "whole", *options) == 0
+    assert federate(config, tmp_path / "halves", *options, "training.stop_after=5") == 0
+    assert federate(config, tmp_path / "halves", *options, "training.resume=auto") == 0
+    assert summary_of(tmp_path / "whole")["weights_sha256"] == summary_of(tmp_path / "halves")["weights_sha256"]
+    assert summary_of(tmp_path / "whole")["engine"] == "serial"
+
+
+def test_the_schedule_is_over_rounds(config, tmp_path):
+    assert federate(config, tmp_path / "run", "schedule.name=cosine") == 0
+    rates = [record["learning_rate"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.2 * rates[0]
+
+
+def test_empty_clients_are_skipped_only_if_that_is_wanted(config, tmp_path, capsys):
+    options = ("partition={name: dirichlet, alpha: 0.05, on_small: allow}", "federated.clients=100")
+    assert federate(config, tmp_path / "run", *options) == 2
+    message = capsys.readouterr().err
+    assert "without a sample: set federated.on_empty=skip" in message
+    assert not (tmp_path / "run").exists()
+    assert federate(config, tmp_path / "run", *options, "federated.on_empty=skip") == 0
+
+
+WRONG = {
+    "cohort that rounds to zero": (["federated.cohort=0.001"], "rounds to zero"),
+    "cohort beyond the clients": (["federated.cohort=21"], "must be at most federated.clients=20"),
+    "momentum in SCAFFOLD": ([*algorithm("scaffold"), "federated.momentum=0.9"], "which it is not with momentum=0.9"),
+    "weight decay in SCAFCOM": ([*algorithm("scafcom"), "federated.weight_decay=0.1"], "which it is not with weight_decay=0.1"),
+    "unknown algorithm": ([*algorithm("fedavgg")], 'unknown algorithm "fedavgg"; did you mean "fedavg'),
+    "unknown participation": (["federated.participation.name=unifrom"], 'did you mean "uniform"'),
+    "unknown waiting": (["federated.waiting.name=deadlines"], 'did you mean "deadline"'),
+    "unknown key": (["federated.client=3"], "unknown key"),
+    "a biased compressor in SCALLION": ([*algorithm("scallion", "compressor={name: top_k}")], "scallion is for unbiased"),
+    "an unbiased one in SCAFCOM": ([*algorithm("scafcom", "compressor={name: qsgd}")], "scafcom is for contractions"),
+    "samples counted twice": (["federated.participation.name=weighted"], "count these a second time"),
+    "an optimizer": (["optimizer.lr=0.1"], "optimizer: would be ignored in a federated run"),
+    "a strategy": (["strategy.name=local"], "strategy: would be ignored"),
+    "steps": (["training.steps=10"], "set federated.rounds"),
+    "no partition": (["partition.name=none"], "clients must own their samples"),
+    "a GPU": (["launch.device=cuda"], "clients are simulated on the CPU"),
+    "stopping after the end": (["training.stop_after=13"], "must be at most federated.rounds=12"),
+    "BatchNorm": (["model.norm=batch"], "keeps running statistics"),
+    "tokens": (["data={name: random_tokens}"], "classif"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_is_one_message_and_exit_code_2(config, tmp_path, capsys, case):
+    overrides, message = WRONG[case]
+    if case != "no partition" and case == "tokens":
+        overrides = [*overrides, "partition={name: iid}"]
+    assert federate(config, tmp_path / "run", *overrides) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("disttrain: ") == 1
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_without_the_section_is_refused(tmp_path, capsys):
+    path = tmp_path / "plain.yaml"
+    path.write_text("model: {name: mlp}\ndata: {name: digits}\nobjective: {name: classification}\n")
+    assert federate(path, tmp_path / "run") == 2
+    assert "no section federated" in capsys.readouterr().err
+
+
+def test_other_commands_refuse_the_section(config):
+    with pytest.raises(ConfigError, match="is for `disttrain federated`"):
+        load_config(config).config.check_world(1)
+
+
+def test_what_diverges_ends_with_exit_code_1(config, tmp_path, capsys):
+    assert federate(config, tmp_path / "run", "federated.lr=1e30", "federated.rounds=40") == 1
+    assert "diverged" in capsys.readouterr().err
+
+
+def test_another_runs_checkpoint_is_refused(config, tmp_path, capsys):
+    assert federate(config, tmp_path / "run", "training.stop_after=3") == 0
+    capsys.readouterr()
+    assert federate(config, tmp_path / "run", "training.resume=auto", *algorithm("scaffold")) == 2
+    assert "federated.algorithm.name: fedavg there, scaffold here" in capsys.readouterr().err
+
+
+def test_another_algorithm_on_the_command_line_takes_its_own_defaults(tmp_path):
+    path = tmp_path / "scafcom.yaml"
+    path.write_text("federated: {algorithm: {name: scafcom, beta: 0.5}}\n")
+    loaded = load_config(path, ["federated.algorithm.name=fedamd"])
+    assert loaded.config.federated.algorithm.name == "fedamd"
+    assert any("replaces scafcom" in notice for notice in loaded.notices)
+
+
+def test_an_algorithm_of_the_users_own(tmp_path, monkeypatch):
+    (tmp_path / "my_algorithm_of_a_test.py").write_text(
+        "from typing import Literal\n"
+        "from disttrain.federated import AlgorithmConfig, FedAvg, federated_algorithms\n"
+        "@federated_algorithms.register\n"
+        "class MineConfig(AlgorithmConfig):\n"
+        '    name: Literal["mine"] = "mine"\n'
+        "    strength: float = 2.0\n"
+        "    def build(self):\n"
+        "        return FedAvg(self.strength)\n"
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text("imports: [my_algorithm_of_a_test]\nfederated: {algorithm: {name: mine, strength: 3.0}}\n")
+    assert load_config(path).config.federated.algorithm.build().mu == 3.0
