@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -126,7 +126,7 @@ class AlgorithmConfig(ComponentConfig):
             )
 
 
-federated_algorithms: Registry[Any] = Registry("federated.algorithm", default="fedavg")
+federated_algorithms: Registry[AlgorithmConfig] = Registry("federated.algorithm", default="fedavg")
 
 
 def rows_of(x: Tensor, num_clients: int) -> Tensor:

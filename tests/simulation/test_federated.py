@@ -129,6 +129,32 @@ def test_a_model_with_dropout_draws_by_round_and_client(config, tmp_path):
     assert summary_of(tmp_path / "whole")["engine"] == "serial"
 
 
+def test_a_signal_stops_and_saves(config, tmp_path, monkeypatch):
+    assert federate(config, tmp_path / "whole", "federated.engine=batched") == 0
+    asked = iter([False] * 5)
+    monkeypatch.setattr("disttrain.launch.shutdown.StopRequest.__bool__", lambda self: next(asked, True))
+    assert federate(config, tmp_path / "halves", "federated.engine=batched") == 143
+    monkeypatch.undo()
+    monkeypatch.setattr("disttrain.recording.recorder.plot_loss", lambda *_: None)
+    assert summary_of(tmp_path / "halves")["steps"] == 5
+    assert federate(config, tmp_path / "halves", "federated.engine=batched", "training.resume=auto") == 0
+    assert summary_of(tmp_path / "whole")["weights_sha256"] == summary_of(tmp_path / "halves")["weights_sha256"]
+
+
+def test_a_language_model_on_clients_texts(tmp_path):
+    path = tmp_path / "text.yaml"
+    path.write_text(
+        "model: {name: plm, width: 32, layers: 1, heads: 2}\n"
+        "data: {name: python_source, sequence_length: 32, max_bytes: 200kB, validation_ratio: 0.2}\n"
+        "partition: {name: source, on_small: repair}\n"
+        "federated: {clients: 12, cohort: 4, rounds: 6, local_steps: 3, batch_size: 2, lr: 0.5, algorithm: {name: scaffold}}\n"
+        "recording: {log_every: 1}\n"
+    )
+    assert federate(path, tmp_path / "run") == 0
+    losses = [record["loss"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert losses[-1] < losses[0]
+
+
 def test_the_schedule_is_over_rounds(config, tmp_path):
     assert federate(config, tmp_path / "run", "schedule.name=cosine") == 0
     rates = [record["learning_rate"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")]
