@@ -14,6 +14,7 @@ Each step is a bijection, so keys that differ in one word only never collide, bu
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 from typing import TypeAlias, overload
 
@@ -108,6 +109,13 @@ def bits(keys: Tensor, n: int, start: int = 0) -> Tensor:
 def uniform(keys: Tensor, n: int, start: int = 0) -> Tensor:
     """n draws for each key: int64 ``[...]`` to float32 ``[..., n]``, uniform multiples of 2⁻²⁴ in [0, 1); as in `bits`."""
     return (bits(keys, n, start) >> 39).float().mul_(2.0**-24)
+
+
+def normal(keys: Tensor, n: int, start: int = 0) -> Tensor:
+    """n draws for each key: int64 ``[...]`` to float64 ``[..., n]``, standard normal (Box and Muller, one of each pair)."""
+    first, second = ((bits(keys, 2 * n, 2 * start).double() + 0.5) / 2.0**63).unflatten(-1, (n, 2)).unbind(-1)
+    drawn: Tensor = (-2 * first.log()).clamp_min(0).sqrt() * (2 * math.pi * second).cos()
+    return drawn
 
 
 def _wrap(x: Word) -> Word:

@@ -108,6 +108,15 @@ def test_streams_keep_their_numbers():
     assert {stream.name: int(stream) for stream in Stream} == {name: number for number, name in enumerate(names)}
 
 
+def test_normal_draws_are_standard_and_may_begin_anywhere():
+    draws = random.normal(key(0, Stream.LATENCY, 0, torch.arange(100)), 1000)
+    assert abs(float(draws.mean())) < 0.01
+    assert float(draws.std()) == pytest.approx(1.0, abs=0.01)
+    assert float((draws.abs() < 1).double().mean()) == pytest.approx(0.6827, abs=0.005)
+    keys = torch.tensor([3, 4])
+    assert torch.equal(random.normal(keys, 5, start=7), random.normal(keys, 12)[:, 7:])
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.float32])
 def test_narrow_tensors_are_refused(dtype):
     with pytest.raises(TypeError, match=str(dtype)):

@@ -35,8 +35,8 @@ class LatencyConfig(Config):
 
     def draw(self, clients: Tensor, steps: int, seed: int, round: int) -> Tensor:
         """Seconds from being asked to having answered, float64 ``[S]``."""
-        own = _normal(random.key(seed, random.Stream.LATENCY, 0, clients))
-        now = _normal(random.key(seed, random.Stream.LATENCY, round + 1, clients))
+        own = random.normal(random.key(seed, random.Stream.LATENCY, 0, clients), 1)[:, 0]
+        now = random.normal(random.key(seed, random.Stream.LATENCY, round + 1, clients), 1)[:, 0]
         return self.seconds * steps * (self.client_spread * own + self.round_spread * now).exp()
 
 
@@ -125,9 +125,3 @@ def answering(clients: Tensor, dropout: float, seed: int, round: int) -> Tensor:
     """Who answers at all, booleans ``[S]``, when each is lost with probability ``dropout``."""
     keys = random.key(seed, random.Stream.DROPOUT, round, clients)
     return random.uniform(keys, 1)[:, 0] >= dropout
-
-
-def _normal(keys: Tensor) -> Tensor:
-    """A standard normal number for each key, float64 (Box and Muller)."""
-    u = (random.bits(keys, 2).double() + 0.5) / 2.0**63
-    return (-2 * u[:, 0].log()).clamp_min(0).sqrt() * (2 * math.pi * u[:, 1]).cos()
