@@ -63,6 +63,7 @@ def test_a_killed_worker_is_named_and_the_run_succeeds_and_leaves_nothing(config
     assert not [pid for pid in workers.values() if alive(pid)]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_started_again_and_is_back(config, tmp_path):
     more = ("--on-failure", "continue", "--max-restarts", "1", "--workers", 3, "training.steps=1000000")
     training = Training(config, tmp_path / "run", *more)
