@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, create_model, field_validator
+from torch import nn
 
-from disttrain.component import Config, Registry
+from disttrain.component import Config, Registry, UserError
 from disttrain.compression import compressors, feedbacks
 from disttrain.config_errors import ConfigError, dotted, explain
 from disttrain.config_file import COMMAND_LINE, DEFAULT, Settings, apply_overrides, read_file
@@ -39,6 +40,7 @@ from disttrain.federated.section import FederatedConfig
 from disttrain.models import ModelConfig, models
 from disttrain.objectives import ObjectiveConfig, objectives
 from disttrain.optim import OptimizerConfig, ScheduleConfig, optimizers, schedules
+from disttrain.recording.weights import load_weights
 from disttrain.strategies import Strategy, StrategyConfig, strategies
 
 __all__ = ["ConfigError", "LoadedConfig", "RunConfig", "difference", "dump", "load_config", "show"]
@@ -134,6 +136,19 @@ class RunConfig(Config):
         strategy = self.strategy.build()
         strategy.total_steps = self.training.steps
         return strategy
+
+    def initialise(self, module: nn.Module) -> None:
+        """Load ``training.initial_weights`` into a model that was just built, if there are any.
+
+        Raises:
+            UserError: if they cannot be read, or are another model's.
+        """
+        path = self.training.initial_weights
+        if path is not None:
+            try:
+                load_weights(module, Path(path))
+            except UserError as error:
+                raise UserError(f"training.initial_weights={path}: {error}") from None
 
     def check_data(self) -> None:
         """Check what can be seen of the data without loading it.

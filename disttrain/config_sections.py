@@ -36,6 +36,8 @@ class TrainingConfig(Config):
     """Batches of batch_size samples per validation."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Of the model's initial parameters, the order of the data and everything else that is random."""
+    initial_weights: str | None = None
+    """Weights to begin from rather than new ones: a run's folder, or a .safetensors file with the model's names; null: none."""
     resume: Literal["never", "auto"] = "never"
     """auto: continue the run in run.directory, if there is one."""
     stop_after: Count | None = None

@@ -26,7 +26,7 @@ from disttrain.strategies.attach import StrategyOptimizer, attach
 from disttrain.worlds import StackedWorld, TorchWorld
 
 SIZES = (2, 4, 5)
-STEPS = 25
+STEPS = 14
 
 BuildStrategy = Callable[[], Strategy]
 

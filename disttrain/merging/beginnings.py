@@ -10,7 +10,7 @@ from disttrain.parameters import sha256_of
 from disttrain.task import Task
 from disttrain.training.seeds import seed_model
 
-DECIDE_WEIGHTS = ("model", "training.seed")
+DECIDE_WEIGHTS = ("model", "training.seed", "training.initial_weights")
 DECIDE_MEASURE = ("model", "data", "objective")
 
 
@@ -44,7 +44,9 @@ def _first_that_began_apart(models: Sequence[SavedModel], task: Task) -> SavedMo
 
 def _initial_sha256(config: RunConfig, task: Task) -> str:
     seed_model(config.training.seed)
-    return sha256_of(dict(config.model.build(task).named_parameters()))
+    module = config.model.build(task)
+    config.initialise(module)
+    return sha256_of(dict(module.named_parameters()))
 
 
 def _changed(first: SavedModel, other: SavedModel, keys: Sequence[str]) -> str:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from disttrain.component import UserError
 from disttrain.config import RunConfig, load_config
 from disttrain.recording.checkpoint import CheckpointError, CheckpointStore
 from disttrain.recording.folder import RunFolder
+from disttrain.recording.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def exported_models(runs: Sequence[Path]) -> list[SavedModel]:
         if run.resolve() in seen:
             raise UserError(f"{run} is given twice: each model counts once")
         seen[run.resolve()] = run
-    return [SavedModel(str(run), config=_config(run), state=_exported(run)) for run in runs]
+    return [SavedModel(str(run), config=_config(run), state=read_weights(run)) for run in runs]
 
 
 def refuse_difference(models: Sequence[SavedModel]) -> None:
@@ -112,16 +111,6 @@ def _config(run: Path) -> RunConfig:
     if config.launch.emulated_step_time is not None:
         raise UserError(f"{run} learned nothing, for its compute was emulated (launch.emulated_step_time): nothing can be merged")
     return config
-
-
-def _exported(run: Path) -> Mapping[str, Tensor]:
-    path = RunFolder(run).weights
-    if not path.is_file():
-        raise UserError(f"{run} has no {path.name} yet: a run writes it when it ends")
-    try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is unreadable: {error}") from None
 
 
 def _newest_whole(store: CheckpointStore, run: Path, warn: Callable[[str], None]) -> int:

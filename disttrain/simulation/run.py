@@ -115,6 +115,7 @@ class Simulation:
             self._order = make_order(config.partition, self._corpus.train, options.workers, training.seed)
             seed_model(training.seed)
             module = config.model.build(self._corpus.task)
+            config.initialise(module)
             self._say_what(module)
             self.memory = self._forecast(module, options.chunk)
             self._display.say(f"memory    {self.memory}")

@@ -109,6 +109,7 @@ class Session:
         """
         if hasattr(self, "model"):
             raise RuntimeError("prepare() was called already; put what is trained together into one module")
+        self.config.initialise(module)
         module.to(self.device)
         if scaler is not None and self.strategy.lockstep and not self.strategy.replicated:
             name = self.config.strategy.name

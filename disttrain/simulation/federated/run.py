@@ -65,6 +65,7 @@ class FederatedRun:
             parts = divide(loaded, self._section, self._corpus)
             seed_model(config.training.seed)
             self._module = config.model.build(self._corpus.task)
+            config.initialise(self._module)
             rows = min(self._section.block_size, self._section.clients)
             self._problem = ModelProblem(self._module, self._objective, self._corpus.train, parts, config.training.seed, rows)
             self.federation = self._build(rows)

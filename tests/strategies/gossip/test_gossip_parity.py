@@ -38,7 +38,7 @@ class Budgeted(DPSGDConfig):
         return strategy
 
 
-STEPS = 12
+STEPS = 9
 STRATEGIES = {
     "ring": DPSGDConfig(topology=RingConfig(), merge=False),
     "ring, waited for": DPSGDConfig(topology=RingConfig(), order="adapt_then_combine", merge=False),
