@@ -137,6 +137,9 @@ def _message(error: ErrorDetails, path: KeyPath, tree: Mapping[str, Any], model:
         return _unknown_name(path, str(name), context.get("expected_tags") or context["expected"])
     if kind in EXPECTED:
         expected = EXPECTED[kind].format_map(context | {"expected": str(context.get("expected")).replace("'", '"')})
+        if kind == "union_tag_not_found":
+            near = difflib.get_close_matches("name", map(str, error["input"]), n=1)
+            return f'{expected}; did you mean it by "{near[0]}"?' if near else expected
         is_component = isinstance(error["input"], str) and _is_field("name", _classes(path, tree, model))
         return f"{expected}, such as {{name: {error['input']}}}" if is_component else expected
     return str(context.get("error", error["msg"]))  # a validator's own words come without pydantic's prefix

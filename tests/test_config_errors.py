@@ -119,6 +119,7 @@ def test_a_mistake_in_a_component(settings, line):
     [
         ({"optimizer": "x"}, 'f: optimizer: must be a section of keys and values, such as {name: x} (got "x")'),
         ({"optimizer": {}}, "f: optimizer.name: its name is required, but not given"),
+        ({"optimizer": {"nam": "sgd"}}, 'f: optimizer.name: its name is required, but not given; did you mean it by "nam"?'),
         ({"only": {"name": "pain"}}, 'f: only.name: unknown only "pain"; did you mean "plain"? registered: plain'),
         ({"only": {"decay": 3}}, "f: only.decay: must be a multiple of 2 (got 3)"),
         ({"only": {"decay": 10}}, "f: only.decay: must be less than 10 (got 10)"),
