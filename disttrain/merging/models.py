@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from disttrain.component import UserError
 from disttrain.config import RunConfig, load_config
-from disttrain.recording.checkpoint import CheckpointError, CheckpointStore
+from disttrain.recording.checkpoint import CheckpointError, CheckpointStore, lost_workers
 from disttrain.recording.folder import RunFolder
 from disttrain.recording.weights import read_weights
 
@@ -46,8 +46,8 @@ def workers_models(run: Path, step: int | None, warn: Callable[[str], None]) -> 
     step = _newest_whole(store, run, warn) if step is None else _whole(store, step)
     _refuse_shards(run, config)
     try:
-        workers = store.facts(step)["workers"]
-        everybody = store.load_everybody(step, workers, ("model.", "buffer."))
+        facts = store.facts(step)
+        everybody = store.load_everybody(step, facts["workers"], ("model.", "buffer."))
     except CheckpointError as error:
         raise UserError(str(error)) from None
     if not any(name.startswith("model.") for name in everybody[0]):
@@ -55,7 +55,8 @@ def workers_models(run: Path, step: int | None, warn: Callable[[str], None]) -> 
             f"under strategy.name={config.strategy.name} all workers of {run} hold one model, so there is nothing to merge: "
             "it is the model.safetensors there; give several runs to merge theirs"
         )
-    return step, [SavedModel(f"worker {rank}", _state(own), config) for rank, own in enumerate(everybody)]
+    ranks = sorted(set(range(facts["workers"])) - lost_workers(facts))
+    return step, [SavedModel(f"worker {rank}", _state(own), config) for rank, own in zip(ranks, everybody, strict=True)]
 
 
 def exported_models(runs: Sequence[Path]) -> list[SavedModel]:

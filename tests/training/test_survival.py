@@ -14,6 +14,7 @@ from safetensors import safe_open
 from disttrain.config import load_config
 from disttrain.launch.rank_info import RankInfo
 from disttrain.launch.shutdown import DONE, STOPPED, StopRequest
+from disttrain.merging.models import workers_models
 from disttrain.run import start_session
 from disttrain.training.loop import fit
 from disttrain.worlds.deadline import Deadline
@@ -128,6 +129,7 @@ def test_worker_0_is_killed_and_another_one_writes_and_the_run_can_be_resumed(su
     assert {50, 60, 100, 150, 190, 200} <= set(steps)
     assert records_of(folder)[-1]["validation_accuracy"] > 0.9
     manifest = json.loads((folder / "checkpoints" / "step_00000200" / "manifest.json").read_text())
+    assert [model.name for model in workers_models(folder, 200, print)[1]] == ["worker 1", "worker 2"]
     assert sorted(manifest["files"]) == ["rank00001.safetensors", "rank00002.safetensors", "shared.safetensors"]
     launched(3, train, config, folder, "training.resume=auto", "training.steps=220")
     assert summary_of(folder)["steps"] == 220
