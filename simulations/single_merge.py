@@ -7,8 +7,10 @@ that never talk cannot be merged. Here:
 
 - digits, a perceptron of two layers of 64, 32 workers, each with a mixture of classes of its own (Dirichlet, 0.1 for each of ten
   classes; single_merge_data.py), 20 local steps of 16 samples a round, 100 rounds;
-- the quickstart's PLM, 16 workers, whose files are dealt out by package, 2 local steps of a sequence of 64 bytes a round, 50
-  rounds: the quickstart's batch, and few steps, for Muon's sixteen instances cost more than the model.
+- the quickstart's PLM on text whose files are dealt out by package to 16 workers, who begin from one model that one worker
+  has trained for 300 steps on all of it: 10 local steps of a sequence of 64 bytes a round, 40 rounds of AdamW;
+- the same from the beginning, 2 local steps a round, 50 rounds, with the quickstart's Muon: few steps, for its sixteen
+  instances cost more than the model.
 
     python simulations/single_merge.py [--budget MINUTES] [--folder DIR] [--jobs N]
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -42,14 +44,18 @@ DIGITS = Task(
      "training.clip_norm=null", "imports=[single_merge_data]", "partition.name=class_mixture", "training.validate_every=0",
      "recording.log_every=200"),
 )  # fmt: skip
+PLM_TEXT = ("training.batch_size=16", "data.sequence_length=64", "training.validation_batches=64", "training.validate_every=0",
+            "recording.log_every=20")  # fmt: skip
 PLM = Task(
-    "merged-plm",
+    "merged-plm-begun",
     "quickstart.yaml",
     16,
     "loop",
-    ("training.batch_size=16", "data.sequence_length=64", "training.validation_batches=64", "training.validate_every=0",
-     "recording.log_every=20", "partition.name=source", "optimizer.adamw_lr=4e-3"),
-)  # fmt: skip
+    (*PLM_TEXT, "partition.name=source", "optimizer.name=adamw", "schedule.name=constant"),
+)
+PLM_ANEW = Task("merged-plm", "quickstart.yaml", 16, "loop", (*PLM_TEXT, "partition.name=source", "optimizer.adamw_lr=4e-3"))
+BEGINNING = Training(Task("merged-plm-beginning", "quickstart.yaml", 1, "loop", PLM_TEXT), Method("local"), 1, 8e-3, 0, 300)
+"""What :data:`PLM` begins from, by seed."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Study:
     probability: float
     window_rounds: int
     """Of the dense window."""
+    beginning: Training | None = None
+    """Whose result all workers begin from; None: from new weights."""
 
     @property
     def rounds(self) -> int:
@@ -70,7 +78,11 @@ class Study:
         return self.steps // self.period
 
 
-STUDIES = {"digits": Study(DIGITS, 0.05, 2000, 20, 0.2, 5), "plm": Study(PLM, 8e-3, 100, 2, 0.1, 3)}
+STUDIES = {
+    "digits": Study(DIGITS, 0.05, 2000, 20, 0.2, 5),
+    "plm": Study(PLM, 3e-4, 400, 10, 0.1, 2, BEGINNING),
+    "plm from scratch": Study(PLM_ANEW, 8e-3, 100, 2, 0.1, 3),
+}
 
 
 def methods(study: Study) -> dict[str, Method]:
@@ -121,13 +133,25 @@ def numbers(study: Study, title: str, results: list[Result]) -> dict[str, Any]:
     }
 
 
+def tasks(study: Study, trainer: Trainer) -> dict[int, Task]:
+    """By seed, each with its own weights to begin from, which are trained first; a seed without them is left out."""
+    if study.beginning is None:
+        return dict.fromkeys(SEEDS, study.task)
+    begun = trainer([replace(study.beginning, seed=seed) for seed in SEEDS])
+    weights = {each.training.seed: (trainer.folder / each.training.name / "run").absolute() for each in begun}
+    return {
+        seed: replace(study.task, settings=(*study.task.settings, f"training.initial_weights={folder}"))
+        for seed, folder in weights.items()
+    }
+
+
 def run(study: Study, trainer: Trainer) -> dict[str, dict[str, Any]]:
     """All rows for which there was time; those of the claims come first."""
-    rows = methods(study)
+    rows, by_seed = methods(study), tasks(study, trainer)
     plan = [
-        (title, Training(study.task, rows[title], study.period, study.lr, seed, study.steps))
+        (title, Training(by_seed[seed], rows[title], study.period, study.lr, seed, study.steps))
         for titles in (CLAIMED, rows.keys() - set(CLAIMED))
-        for seed in SEEDS
+        for seed in by_seed
         for title in sorted(titles)
     ]
     made = {result.training: result for result in trainer([training for _, training in plan])}
@@ -138,30 +162,31 @@ def run(study: Study, trainer: Trainer) -> dict[str, dict[str, Any]]:
     return {title: numbers(study, title, by_title[title]) for title in rows if title in by_title}
 
 
-def sentences(digits: dict[str, dict[str, Any]], plm: dict[str, dict[str, Any]]) -> list[str]:
+def sentences(tables: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     """What the tables say, claim by claim."""
-    said = []
+    said, digits = [], tables.get("digits", {})
     if {"no communication", "now and then", "server"} <= digits.keys():
         seldom, never, server = (digits[title] for title in ("now and then", "no communication", "server"))
         said.append(
-            f"Digits: merged, the models that talked now and then have {seldom['merged']:.1%}, "
+            f"digits: merged, the models that talked now and then have {seldom['merged']:.1%}, "
             f"{seldom['merged'] - seldom['local']:.1%} more than each by itself; those that never talked {never['merged']:.1%}; "
             f"a server has {server['merged']:.1%}."
         )
-    if {"now and then", "server"} <= plm.keys():
-        seldom, server = plm["now and then"], plm["server"]
-        closed = (seldom["local"] - seldom["merged"]) / (seldom["local"] - server["merged"])
-        said.append(
-            f"PLM: one merge closes {closed:.0%} of the gap between the local models' loss ({seldom['local']:.3f}) and the "
-            f"server's ({server['merged']:.3f}), with {seldom['messages'] / server['messages']:.1%} of its messages."
-        )
-    for name, table, better in (("Digits", digits, 1.0), ("PLM", plm, -1.0)):
+    for name, table in tables.items():
+        if {"now and then", "server"} <= table.keys():
+            seldom, server = table["now and then"], table["server"]
+            closed = (seldom["local"] - seldom["merged"]) / (seldom["local"] - server["merged"])
+            said.append(
+                f"{name}: one merge closes {closed:.0%} of the gap between the local models ({seldom['local']:.3f}) and the "
+                f"server's ({server['merged']:.3f}), with {seldom['messages'] / server['messages']:.1%} of its messages."
+            )
         if {"window at 10%", "window at 90%"} <= table.keys():
             early, late = table["window at 10%"], table["window at 90%"]
+            better = 1.0 if name == "digits" else -1.0
             gains = [better * (b - a) for a, b in zip(early["merged_by_seed"], late["merged_by_seed"], strict=False)]
             said.append(
                 f"{name}: a dense window late ({late['merged']:.3f}) beats an early one ({early['merged']:.3f}) in "
-                f"{sum(gain > 0 for gain in gains)} of {len(gains)} seeds, by {min(gains):.3f} to {max(gains):.3f}."
+                f"{sum(gain > 0 for gain in gains)} of {len(gains)} seeds, by {min(gains):.4f} to {max(gains):.4f}."
             )
     return said
 
@@ -213,7 +238,7 @@ def main() -> None:
     console = Console()
     for name, rows in tables.items():
         show(console, name, STUDIES[name], rows)
-    said = sentences(tables.get("digits", {}), tables.get("plm", {}))
+    said = sentences(tables)
     for line in said:
         console.print(line)
     for name in trainer.left_out:
