@@ -76,6 +76,15 @@ def test_simulated_weights_are_the_processes_weights(launched, tmp_path, case):
     assert simulated["wire_bytes"] == pytest.approx(real["wire_bytes"], rel=0.03, abs=start_and_agreement)
 
 
+def test_a_run_begins_from_anothers_result_wherever_it_is_run(launched, tmp_path):
+    config, started = digits_config(tmp_path), f"training.initial_weights={tmp_path / 'first'}"
+    assert simulate(config, tmp_path / "first", "--workers", "2") == 0
+    real = launched(2, train, config, tmp_path / "real", "launch.threads=1", "training.steps=4", started)[0][1]
+    assert simulate(config, tmp_path / "rows", "--workers", "2", "--gradients", "vmap", "training.steps=4", started) == 0
+    assert summary_of(tmp_path / "rows")["weights_sha256"] == real["weights_sha256"]
+    assert real["validation_loss"] < summary_of(tmp_path / "first")["validation_loss"]
+
+
 def test_the_chunk_changes_no_bit(tmp_path):
     config, shas = digits_config(tmp_path), set()
     for chunk in ("1", "3", "5", "10"):
@@ -132,6 +141,7 @@ def test_ddp_workers_stay_together(tmp_path):
 MISTAKES = [
     (("--workers", "3"), "must be a multiple of 3"),
     (("--workers", "2", "training.stop_after=5"), "a simulation writes none"),
+    (("--workers", "2", "training.initial_weights=nowhere"), "training.initial_weights=nowhere: there is no nowhere"),
     (("--workers", "2", "launch.device=cuda"), "runs on the CPU"),
     (("--workers", "2", "model.name=plm"), "model.name=plm reads tokens"),
     (("--workers", "2", "objective.name=next_token"), "objective.name=classification"),
