@@ -108,7 +108,7 @@ class StrategyOptimizer(Optimizer):
     Attributes:
         counts: steps and updates so far.
         gradient_norm: before clipping, of the last step.
-        seconds: spent in the wrapped optimizer's step, in total.
+        seconds: spent in the wrapped optimizer's step, in total, waiting for other workers aside.
     """
 
     def __init__(
@@ -201,9 +201,10 @@ class StrategyOptimizer(Optimizer):
         if self._multiplier is not None:
             for group, peak in zip(self.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * self._multiplier(self.counts.updates)
-        start = time.perf_counter()
+        traffic = self.strategy.world.traffic  # workers that divide the work wait for each other in here
+        start = time.perf_counter() - traffic.exposed_seconds
         self.inner.step()
-        self.seconds += time.perf_counter() - start
+        self.seconds += time.perf_counter() - traffic.exposed_seconds - start
         self.counts.updates += 1
         self.counts.consecutive_skips = 0
 

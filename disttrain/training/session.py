@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from disttrain.recording.trackers import WandbTracker
 from disttrain.recording.weights import export_weights
 from disttrain.strategies.attach import PreparedModule, StrategyOptimizer, parameters_as, training_mode
 from disttrain.training.agreement import Agreement
+from disttrain.training.aside import SecondsAside
 from disttrain.training.assembly import assemble
 from disttrain.training.buffers import settle_buffers
 from disttrain.training.meeting import Meeting
@@ -90,7 +92,7 @@ class Session:
         self._recorder: Recorder | None = None
         self._recorded = 0
         self._no_checkpoint_until = 0
-        self._tokens = 0
+        self._tokens, self._aside = 0, SecondsAside()
         self._seconds_before, self._exposed_before, self._started = 0.0, 0.0, time.perf_counter()
         self._logged_at, self._logged_step, self._logged_tokens = self._started, 0, 0
         self._extra: dict[str, float] = {}
@@ -162,6 +164,7 @@ class Session:
         self.world.traffic.restore(snapshot.local_facts["traffic"])
         self._interface.restore(snapshot.local_facts.get("interface", {}))
         self.optimizer.seconds = snapshot.local_facts["optimizer_seconds"]
+        self._aside = SecondsAside(**snapshot.local_facts.get("aside", {}))
         self._tokens, self._seconds_before = facts["tokens"], facts["seconds"]
         self._exposed_before = snapshot.local_facts["traffic"]["exposed_seconds"]
         self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stopping.at, step)
@@ -253,7 +256,8 @@ class Session:
         every = self.config.checkpoint.every
         due = every and self.step % every == 0 and self.step > self._no_checkpoint_until
         if due or self.step >= self.stopping.at:
-            self._save()
+            with self._aside.spent_on("checkpoint", self.world.traffic):
+                self._save()
         self._store.settle()
         self.should_stop = self.step >= self.stopping.at
         if self.should_stop and not self._lockstep:
@@ -263,7 +267,9 @@ class Session:
     def evaluating(self) -> Iterator[nn.Module]:
         """Inside it, the module is in evaluation mode, without gradients, and holds what the strategy would export now."""
         start, exported = time.perf_counter(), self.strategy.evaluation()
-        with training_mode(self.model, False), parameters_as(self.strategy.x, exported, self.model.live), torch.no_grad():
+        counted = self._aside.spent_on("evaluation", self.world.traffic)
+        exchanged = parameters_as(self.strategy.x, exported, self.model.live)
+        with counted, training_mode(self.model, False), exchanged, torch.no_grad():
             yield self.model.module
         self._logged_at += time.perf_counter() - start  # tokens per second are those of training
 
@@ -319,6 +325,7 @@ class Session:
         own: dict[str, Any] = {"traffic": self.world.traffic.state(), "interface": self._interface.counts()}
         own |= {
             "optimizer_seconds": self.optimizer.seconds,
+            "aside": asdict(self._aside),
             "own_loss": self._agreement.own.state(),
             "unlogged_loss": self._agreement.loss.state(),
         }
@@ -386,6 +393,7 @@ class Session:
                 "wire_bytes": traffic.wire_bytes,
                 "exposed_seconds": self._exposed(),
                 "optimizer_seconds": self.optimizer.seconds,
+                **self._aside.metrics(),
                 "gradient_norm": self.optimizer.gradient_norm,
                 "skipped_steps": counts.steps - counts.updates,
             }
