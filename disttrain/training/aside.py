@@ -23,7 +23,8 @@ class SecondsAside:
         """Count the time inside it."""
         start = time.perf_counter() - traffic.exposed_seconds
         try:
-            yield
+            with traffic.during("validation and checkpoints", what):
+                yield
         finally:
             spent = time.perf_counter() - traffic.exposed_seconds - start
             setattr(self, what, getattr(self, what) + spent)

@@ -26,7 +26,7 @@ from disttrain.recording.checkpoint import CheckpointError, Snapshot
 from disttrain.recording.folder import write_atomically
 from disttrain.recording.progress import Display
 from disttrain.recording.recorder import Recorder
-from disttrain.recording.trackers import WandbTracker
+from disttrain.recording.trackers import open_trackers
 from disttrain.recording.weights import export_weights
 from disttrain.strategies.attach import PreparedModule, StrategyOptimizer, parameters_as, training_mode
 from disttrain.training.agreement import Agreement
@@ -40,6 +40,7 @@ from disttrain.training.state import TrainingState
 from disttrain.training.stopping import Stopping
 from disttrain.training.summary import summarise
 from disttrain.training.survival import Survival
+from disttrain.training.tracing import Tracing
 from disttrain.worlds import TorchWorld
 
 MOST_SKIPS = 20
@@ -89,6 +90,7 @@ class Session:
         self._store = self.survival.checkpoints(self.folder.checkpoints, meeting.members, meeting.token, config.checkpoint.keep)
         if self._store.leads:
             self._store.forget_leftovers()
+        self._tracing = Tracing(config.recording, world, self.folder, meeting.token, self._warn)
         self._recorder: Recorder | None = None
         self._recorded = 0
         self._no_checkpoint_until = 0
@@ -143,6 +145,7 @@ class Session:
         self.world.traffic.exposed_seconds = self._exposed_before  # waiting for others to start is not training
         self._open_records(step or 0)
         self._start_clock()
+        self._tracing.begin(self.step)
         self.survival.tell(self.step)
         return step or 0
 
@@ -193,10 +196,9 @@ class Session:
     def _open_records(self, step: int) -> None:
         if not self.survival.leads:
             return
-        tracker, wandb = None, self.config.recording.wandb
-        if wandb is not None:
-            tracker = WandbTracker(wandb.project, wandb.mode, self.folder.path, self.config.model_dump(mode="json"), self._warn)
-        self._recorder = Recorder(self.folder, self.display, tracker)
+        config = self.config.model_dump(mode="json")
+        trackers = open_trackers(self.config.recording, self.folder.path, config, step, self._warn)
+        self._recorder = Recorder(self.folder, self.display, trackers)
         self._recorder.forget_after(step)
         if self._recorder.last.get("step") == step:
             self._agreement.loss.take()  # logged already, by the run that stopped here
@@ -249,6 +251,7 @@ class Session:
             self._state.check()
         if self._agreement.stop or (self.survival.possible and self.stopping.asked()):  # who cannot wait for others need not
             self.stopping.interrupt(self.step)
+        self._tracing.end_step(self.step)
         if self.should_stop:  # a loop that goes on regardless
             return
         if (log or self.step % self.config.recording.log_every == 0) and self.step < self.stopping.at:
@@ -300,6 +303,7 @@ class Session:
     def close(self, **metrics: float) -> dict[str, Any]:
         """Write the last record, the weights and the summary; returns the summary. ``model.module`` is whole from then on."""
         self._extra |= metrics
+        self._tracing.write_part()
         module = self.model.detach()
         weights = {name: p.detach() for name, p in module.named_parameters()}
         self.survival.wait_for_the_summary()
@@ -312,6 +316,7 @@ class Session:
         summary = self._summary(None if self.emulated else sha256_of(weights))
         if not self.emulated:
             export_weights(module, self.folder.weights)
+        self._tracing.join(self._store.members)
         self._recorder.finish(summary, self.unit)
         self.survival.close()
         return summary

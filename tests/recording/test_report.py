@@ -177,12 +177,15 @@ def test_whatever_stands_in_the_files_a_page_or_one_message_comes_of_it(tmp_path
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (path / "summary.json").write_text(json.dumps(summary))
     (path / "config.yaml").write_text(json.dumps(config))
-    try:
-        run = read_run(path)
-    except UserError as error:
-        assert "no record of a step" in str(error)
+    if not any(isinstance(line, dict) and _is_finite(line.get("step")) for line in lines):
+        with pytest.raises(UserError, match="no record of a step"):
+            read_run(path)
         return
-    assert "script" not in Page(render([run])).tags
+    assert "script" not in Page(render([read_run(path)])).tags
+
+
+def _is_finite(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(-1e3, 1e3)), max_size=3000))
@@ -227,7 +230,7 @@ def test_a_report_that_fails_is_warned_of_and_the_run_ends_well(tmp_path, monkey
     said = []
     display = SimpleNamespace(close=lambda: None, say=said.append, step=lambda *_: None)
     make_run(tmp_path / "run", records(10))
-    recorder = Recorder(RunFolder(tmp_path / "run"), display, None)
+    recorder = Recorder(RunFolder(tmp_path / "run"), display)
 
     def fail(*_):
         raise RuntimeError("no font\nat all")

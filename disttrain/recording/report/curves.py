@@ -83,7 +83,7 @@ def draw_curves(axes: Any, runs: Sequence[RunRecord], key: str, axis: Axis, trai
 
 
 def leave_out_the_start(axes: Any, runs: Sequence[RunRecord]) -> None:
-    """Let the loss axis end at what the runs have come to after :data:`START_SHARE` of their records: the first fall hides all."""
+    """Let the loss axis end at what the runs have come to after :data:`START_SHARE` of records: the first fall hides much."""
     losses = [[record[key] for record in run.records for key in LOSSES if key in record] for run in runs]
     tops = [max(own[int(START_SHARE * len(own)) :]) for own in losses if len(own) >= 20]
     if tops and len(tops) == sum(map(bool, losses)):

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from disttrain.recording.folder import RunFolder
 from disttrain.recording.progress import readable_bytes
 from disttrain.recording.report.curves import COLOURS, STEPS, Axis, axes_of, draw_curves, leave_out_the_start
 from disttrain.recording.report.reading import RunRecord
 from disttrain.recording.report.split import PARTS, split_of
+from disttrain.recording.report.timeline import draw_timeline, read_trace, steps_of
 
 INCHES = (4.5, 3.1)
+SHOWN_STEPS = 12
+"""Of a trace."""
 LOOK: Any = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -69,9 +73,19 @@ def metric_figures(runs: Sequence[RunRecord], keys: Sequence[str], labels: dict[
 
     def draw(key: str, axes: Any) -> None:
         draw_curves(axes, [run if any(key in record for record in run.records) else _without(run) for run in runs], key, STEPS)
-        axes.set_ylabel(labels.get(key, key.replace("_", " ")), parse_math=False)
+        label, scale = _unit(key)
+        axes.set_ylabel(labels.get(key, label), parse_math=False)
+        if scale != 1:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value * scale:g}")
 
     return [Figure(_title(key), to_svg(partial(draw, key))) for key in keys]
+
+
+def _unit(key: str) -> tuple[str, float]:
+    """A label for what is recorded under a key, and what to multiply it by; a key's last word may be its unit."""
+    words, _, last = key.replace("_", " ").rpartition(" ")
+    unit, scale = {"bytes": ("MB", 1e-6), "seconds": ("s", 1.0), "ratio": ("share", 1.0)}.get(last, ("", 1.0))
+    return (f"{words} ({unit})", scale) if unit and words else (key.replace("_", " "), 1.0)
 
 
 def _title(key: str) -> str:
@@ -124,6 +138,23 @@ def split_figure(runs: Sequence[RunRecord]) -> Figure | None:
     if missing := [run.name for run, split in zip(runs, splits, strict=True) if split is None]:
         note += f" Not known of {', '.join(missing)}."
     return Figure("A step’s time", to_svg(draw, _height(runs)), note)
+
+
+def timeline_figures(runs: Sequence[RunRecord]) -> list[Figure]:
+    """Some steps of two ranks, of each run that was traced."""
+    found = []
+    for run in runs:
+        try:
+            bars = read_trace(RunFolder(run.path).trace)
+        except ValueError:  # none, or none of ours
+            continue
+        if not any(bar.row == "step" for bar in bars):
+            continue
+        ranks, window = sorted({bar.rank for bar in bars})[:2], steps_of(bars, 0, SHOWN_STEPS - 1)
+        rows = len({(bar.rank, bar.row) for bar in bars if bar.rank in ranks})
+        svg = to_svg(partial(draw_timeline, bars=bars, window=window, ranks=ranks), (9, 0.7 + 0.26 * rows))
+        found.append(Figure(run.name, svg, "The first traced steps; all of them: open trace.json on ui.perfetto.dev."))
+    return found
 
 
 def _name_rows(axes: Any, runs: Sequence[RunRecord]) -> None:

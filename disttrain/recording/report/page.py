@@ -24,8 +24,6 @@ LABELS = {
     "gradient_norm": "norm of the gradient",
     "tokens_per_second": "tokens per second, all workers",
     "mfu": "MFU (share of peak FLOP/s)",
-    "interface_sent_bytes": "sent by the interface (bytes)",
-    "interface_received_bytes": "received by the interface (bytes)",
     "consensus_distance": "consensus distance (root mean square)",
 }
 MOST_METRICS = 36
@@ -68,6 +66,7 @@ def _contents(runs: Sequence[RunRecord]) -> dict[str, Any]:
 def _sections(runs: Sequence[RunRecord]) -> Iterable[tuple[str, list[figures.Figure]]]:
     yield "Loss", figures.loss_figures(runs)
     yield "Time and bytes", [each for each in (figures.split_figure(runs), figures.bytes_figure(runs)) if each is not None]
+    yield "Timeline", figures.timeline_figures(runs)
     keys = _metrics(runs)[:MOST_METRICS]
     validation = [key for key in keys if key.startswith(("validation_", "mean_model_"))]
     common = [key for key in keys if key in OF_EVERY_RUN]
