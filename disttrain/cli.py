@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_config(federated, _federated)
     _add_merge(commands)
+    _add_report(commands)
     config = commands.add_parser("config", help="look at a config").add_subparsers(required=True, metavar="COMMAND")
     show_parser = config.add_parser("show", help="the resolved config", description=_show.__doc__, allow_abbrev=False)
     _add_config(show_parser, _show)
@@ -89,6 +90,14 @@ def _add_merge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     merge.add_argument("--buffers", choices=policies, help=which)
     merge.set_defaults(command=_merge, more="runs")
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser("report", help="one page about runs", description=_report.__doc__, allow_abbrev=False)
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder")
+    where = "where to write (default: RUN/report.html of one, else runs/report.html)"
+    report.add_argument("--output", metavar="FILE", help=where)
+    report.set_defaults(command=_report, more="runs")
 
 
 def _add_config(parser: argparse.ArgumentParser, command: object) -> None:
@@ -216,6 +225,15 @@ def _merge(parsed: argparse.Namespace) -> int:
 
     output = None if parsed.output is None else Path(parsed.output)
     merge_runs(MergeOptions(tuple(map(Path, parsed.runs)), output, parsed.step, parsed.buffers))
+    return 0
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    """Write one HTML page about runs, side by side: losses against steps, tokens, seconds and bytes, where the time went, and
+    what differs in their configs. It opens offline. A run that still goes on is shown as far as it is."""
+    from disttrain.recording.report.command import report_on
+
+    print(report_on(tuple(map(Path, parsed.runs)), None if parsed.output is None else Path(parsed.output)))
     return 0
 
 

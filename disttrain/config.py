@@ -98,6 +98,14 @@ class RunConfig(Config):
             strategy.check_steps(value.steps)
         return value
 
+    @field_validator("recording")
+    @classmethod
+    def _traces_steps_of_the_run(cls, value: RecordingConfig, info: ValidationInfo) -> RecordingConfig:
+        training = info.data.get("training")
+        if training is not None and value.trace and value.trace_from >= training.steps:
+            raise ValueError(f"trace_from must be below training.steps={training.steps}: nothing would be traced")
+        return value
+
     @field_validator("run")
     @classmethod
     def _resuming_finds_the_run(cls, value: RunFolderConfig, info: ValidationInfo) -> RunFolderConfig:

@@ -92,6 +92,14 @@ class RecordingConfig(Config):
     """Steps between lines of metrics.jsonl."""
     wandb: WandbConfig | None = None
     """Also log to Weights & Biases; null: do not."""
+    tensorboard: bool = False
+    """Also write TensorBoard's event files, into the run folder."""
+    trace: bool = False
+    """Write trace.json: when each worker computed, stepped, exchanged and waited, for https://ui.perfetto.dev."""
+    trace_from: CountOrNone = 0
+    """Steps before the first that is traced."""
+    trace_steps: Count = 50
+    """How many are."""
 
 
 class RunFolderConfig(Config):

@@ -9,17 +9,15 @@ minutes a run on two cores. Those that work in rounds are compared by co2.py.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from matplotlib.figure import Figure
-
-from disttrain.recording.metrics import read_metrics
+from disttrain.recording.plot import plot_loss
+from disttrain.recording.report import RunRecord, read_run
+from disttrain.recording.report.curves import SENT, STEPS
 from disttrain.strategies import strategies
 
 ROOT = Path(__file__).parents[1]
@@ -48,41 +46,27 @@ def main() -> None:
     print(f"{options.steps} steps, {options.workers} workers, mean of seeds 0 to {options.seeds - 1}")
     print(f"{'strategy':<16} {'validation loss':>16} {'sent per worker':>16} {'waiting':>8}")
     for name, seeds in runs.items():
-        losses = [summary["validation_loss"] for _, summary in seeds]
-        waiting = statistics.mean(summary["exposed_seconds"] / summary["seconds"] for _, summary in seeds)
-        megabytes = seeds[0][1]["wire_bytes"] / 1e6
+        losses = [run.summary["validation_loss"] for run in seeds]
+        waiting = statistics.mean(run.summary["exposed_seconds"] / run.summary["seconds"] for run in seeds)
+        megabytes = seeds[0].summary["wire_bytes"] / 1e6
         print(f"{name:<16} {statistics.mean(losses):>16.4f} {megabytes:>13,.1f} MB {waiting:>8.1%}")
-    draw({name: seeds[0][0] for name, seeds in runs.items()})
+    draw([seeds[0] for seeds in runs.values()])
     print(f"drawn: {PICTURE.relative_to(ROOT)}")
 
 
-def train(
-    title: str, strategy: list[str], seed: int, options: argparse.Namespace, parent: Path
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """One run; its records and summary."""
+def train(title: str, strategy: list[str], seed: int, options: argparse.Namespace, parent: Path) -> RunRecord:
+    """One run."""
     folder = parent / f"{title}-{seed}"
     overrides = [*strategy, f"training.seed={seed}", f"training.steps={options.steps}", f"run.directory={folder}"]
     command = [sys.executable, "-m", "disttrain.cli", "train", ROOT / "configs/quickstart.yaml", "--workers", options.workers]
     subprocess.run([*map(str, command), *overrides], check=True, stdout=subprocess.DEVNULL)
-    return list(read_metrics(folder / "metrics.jsonl")), json.loads((folder / "summary.json").read_text())
+    return read_run(folder, title)
 
 
-def draw(runs: dict[str, list[dict[str, Any]]]) -> None:
-    """Loss against steps, and against bytes."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for name, records in runs.items():
-        points = [record for record in records if record.get("validation_loss") is not None]
-        losses = [record["validation_loss"] for record in points]
-        left.plot([record["step"] for record in points], losses, "o-", markersize=4, label=name)
-        right.plot([record["wire_bytes"] / 1e6 for record in points], losses, "o-", markersize=4, label=name)
-    left.set(xlabel="step", ylabel="validation loss (nats per byte)")
-    right.set(xlabel="sent per worker (MB)")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    left.legend()
+def draw(runs: list[RunRecord]) -> None:
+    """Validation loss against steps, and against bytes: two of the figures of `disttrain report`."""
     PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=110)
+    plot_loss(runs, PICTURE, [STEPS, SENT])
 
 
 if __name__ == "__main__":

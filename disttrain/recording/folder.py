@@ -22,6 +22,7 @@ class RunFolder:
         self.config, self.metrics, self.summary = path / "config.yaml", path / "metrics.jsonl", path / "summary.json"
         self.checkpoints, self.logs = path / "checkpoints", path / "logs"
         self.weights, self.loss_plot = path / "model.safetensors", path / "loss.png"
+        self.report, self.trace = path / "report.html", path / "trace.json"
 
     def holds_a_run(self) -> bool:
         """Whether something was trained here before."""

@@ -1,44 +1,37 @@
-"""A picture of the loss against steps, and against the bytes that one worker, or all clients of a federation, sent for it."""
+"""The pictures that stay in a run's folder: its report, and the loss alone for whoever only looks at pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from disttrain.recording.metrics import read_metrics
+from disttrain.recording.folder import RunFolder
+from disttrain.recording.report import RunRecord, read_run, write_report
+from disttrain.recording.report.curves import Axis, axes_of, draw_curves, leave_out_the_start, legend
+
+NOT_OF_A_SINGLE_RUN = ("tokens", "seconds", "virtual_seconds")
+"""Axes that look like the first one's where the run goes at one speed."""
 
 
-def plot_loss(metrics: Path, picture: Path, title: str, unit: str | None) -> None:
-    """Draw ``loss`` and ``validation_loss`` of a ``metrics.jsonl`` into a PNG; nothing is drawn of an empty file."""
+def draw_pictures(folder: RunFolder) -> None:
+    """Write ``report.html`` and ``loss.png``; nothing is drawn of a run without records."""
+    if not folder.metrics.exists() or not folder.metrics.stat().st_size:
+        return
+    run = read_run(folder.path)
+    plot_loss([run], folder.loss_plot)
+    write_report([run], folder.report)
+
+
+def plot_loss(runs: list[RunRecord], picture: Path, axes: list[Axis] | None = None) -> None:
+    """Draw the loss and the validation loss of some runs, against steps and bytes unless ``axes`` says otherwise, into a PNG."""
     from matplotlib.figure import Figure  # slow to import, and needed once, at the very end
 
-    records = list(read_metrics(metrics)) if metrics.exists() else []
-    if not records:
-        return
-    panels = [("step", 1.0, "step")]
-    if records[-1].get("bytes_up"):
-        panels = [
-            ("step", 1.0, "round"),
-            ("bytes_up", 1e-6, "sent by clients (MB)"),
-            ("gradient_evaluations", 1.0, "gradients of a sample"),
-        ]
-    elif records[-1].get("wire_bytes"):
-        panels.append(("wire_bytes", 1e-6, "sent per worker (MB)"))
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for axes, (key, scale, label) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
-        _draw(axes, records, key, scale)
-        axes.set(xlabel=label)
-    first = figure.axes[0]
-    first.set(ylabel=f"loss (nats per {unit})" if unit else "loss")
-    if first.lines:
-        first.legend()
-    figure.suptitle(title)
+    axes = axes or [axis for axis in axes_of(runs) if axis.key not in NOT_OF_A_SINGLE_RUN]
+    figure = Figure(figsize=(5 * len(axes), 4), layout="constrained")
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    for panel, axis in zip(panels, axes, strict=True):
+        draw_curves(panel, runs, "validation_loss", axis, training="loss")
+        panel.grid(alpha=0.3)
+    leave_out_the_start(panels[0], runs)
+    panels[0].set_ylabel(runs[0].loss_label)
+    legend(panels[0])
     figure.savefig(picture, dpi=120)
-
-
-def _draw(axes: Any, records: list[dict[str, Any]], key: str, scale: float) -> None:
-    for name, label, style in (("loss", "training", ".-"), ("validation_loss", "validation", "o-")):
-        points = [(record[key] * scale, record[name]) for record in records if record.get(name) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=3, linewidth=1)
-    axes.grid(alpha=0.3)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from disttrain.recording.folder import RunFolder
 from disttrain.recording.metrics import MetricsFile, finite_or_none
-from disttrain.recording.plot import plot_loss
+from disttrain.recording.plot import draw_pictures
 from disttrain.recording.progress import Display, counted_things, readable_bytes, readable_seconds
-from disttrain.recording.trackers import WandbTracker
+from disttrain.recording.trackers import Tracker
 
 
 class Recorder:
@@ -18,11 +18,11 @@ class Recorder:
     Args:
         folder: the run folder.
         display: the console.
-        tracker: wandb, or None.
+        trackers: that get the same.
     """
 
-    def __init__(self, folder: RunFolder, display: Display, tracker: WandbTracker | None) -> None:
-        self._folder, self._display, self._tracker = folder, display, tracker
+    def __init__(self, folder: RunFolder, display: Display, trackers: Sequence[Tracker] = ()) -> None:
+        self._folder, self._display, self._trackers = folder, display, trackers
         self._metrics = MetricsFile(folder.metrics)
         self._unwritable: set[str] = set()
         self.last: dict[str, Any] = {}
@@ -36,22 +36,28 @@ class Recorder:
         self.last = record
         self._guard("metrics.jsonl", lambda: self._metrics.append(record))
         self._display.step(record, seconds_left)
-        if self._tracker is not None:
-            self._tracker.log(record)
+        for tracker in self._trackers:
+            tracker.log(record)
 
     def finish(self, summary: dict[str, Any], unit: str | None) -> None:
-        """The run's end: ``summary.json``, the loss plot, and the result on the screen."""
+        """The run's end: ``summary.json``, the report, and the result on the screen."""
         self._display.close()
-        self._folder.write_summary({key: finite_or_none(value) for key, value in summary.items()})
-        plot = (self._folder.metrics, self._folder.loss_plot, self._folder.path.name, unit)
-        self._guard("loss.png", lambda: plot_loss(*plot))
-        if self._tracker is not None:
-            self._tracker.finish(summary)
+        self._folder.write_summary({key: finite_or_none(value) for key, value in (summary | {"unit": unit}).items()})
+        self._draw()
+        for tracker in self._trackers:
+            tracker.finish(summary)
         for line in summary_lines(summary, unit):
             self._display.say(line)
         self._display.say(f"run folder       {self._folder.path}")
         if summary["status"] == "stopped" and summary.get("mode") != "simulated":  # which has no checkpoint
             self._display.say(f"to continue      training.resume=auto run.directory={self._folder.path}")
+
+    def _draw(self) -> None:
+        try:
+            draw_pictures(self._folder)
+        except Exception as error:  # whatever a picture lacks, the run is whole
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._display.say(f"warning: {self._folder.report.name} was not drawn ({reason})")
 
     def _guard(self, what: str, action: Callable[[], None]) -> None:
         """A record that cannot be written is said once; the training that it is about is worth more."""

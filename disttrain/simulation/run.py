@@ -33,7 +33,7 @@ from disttrain.recording.memory import peak_memory_bytes
 from disttrain.recording.metrics import finite_or_none
 from disttrain.recording.progress import Display, readable_bytes
 from disttrain.recording.recorder import Recorder
-from disttrain.recording.trackers import WandbTracker
+from disttrain.recording.trackers import open_trackers
 from disttrain.recording.weights import export_weights
 from disttrain.simulation.engine import Engine
 from disttrain.simulation.evaluation import Validation, cpu_autocast, validate
@@ -177,6 +177,8 @@ class Simulation:
         display.table(GroupRow._fields, rows)
         if config.checkpoint.every:
             display.say("note: a simulation writes no checkpoints; checkpoint.every is for `disttrain train`")
+        if config.recording.trace:
+            display.say("note: a simulation has no timeline; recording.trace is for `disttrain train` and `disttrain emulate`")
 
     def _say_how(self) -> None:
         if self._strategy.description:
@@ -255,14 +257,10 @@ class Simulation:
     # --- records -----------------------------------------------------------------------------------------------------
 
     def _open_records(self) -> Recorder:
-        tracker, wandb = None, self._config.recording.wandb
-        if wandb is not None:
-            config, display = self._config.model_dump(mode="json"), self._display
-            tracker = WandbTracker(
-                wandb.project, wandb.mode, self._folder.path, config, lambda text: display.say(f"warning: {text}")
-            )
+        config, say = self._config.model_dump(mode="json"), self._display.say
+        trackers = open_trackers(self._config.recording, self._folder.path, config, 0, lambda text: say(f"warning: {text}"))
         write_atomically(self._folder.config, dump(self._config))
-        return Recorder(self._folder, self._display, tracker)
+        return Recorder(self._folder, self._display, trackers)
 
     def _log(self, recorder: Recorder, measured: dict[str, float]) -> None:
         now, steps = time.perf_counter(), max(1, self._step - self._logged_step)

@@ -108,7 +108,7 @@ class StrategyOptimizer(Optimizer):
     Attributes:
         counts: steps and updates so far.
         gradient_norm: before clipping, of the last step.
-        seconds: spent in the wrapped optimizer's step, in total.
+        seconds: spent in the wrapped optimizer's step, in total, waiting for other workers aside.
     """
 
     def __init__(
@@ -185,15 +185,20 @@ class StrategyOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self.counts.steps += 1
-        self.gradient_norm = self._clip()
+        traffic = self.strategy.world.traffic
+        if traffic.trace is not None:
+            traffic.trace.fill("compute", "forward and backward")
+        with traffic.during("optimizer", "clip"):
+            self.gradient_norm = self._clip()
         finite = self.gradient_norm < float("inf")
-        proceed = self.strategy.before_step()
+        with traffic.during("strategy", "before the step"):
+            proceed = self.strategy.before_step()
         if proceed and finite:
             self._update()
         else:
             self.counts.consecutive_skips += 1
         if proceed:
-            with self._live():
+            with self._live(), traffic.during("strategy", "after the step"):
                 self.strategy.after_step()
         return loss
 
@@ -201,9 +206,11 @@ class StrategyOptimizer(Optimizer):
         if self._multiplier is not None:
             for group, peak in zip(self.param_groups, self._peaks, strict=True):
                 group["lr"] = peak * self._multiplier(self.counts.updates)
-        start = time.perf_counter()
-        self.inner.step()
-        self.seconds += time.perf_counter() - start
+        traffic = self.strategy.world.traffic  # workers that divide the work wait for each other in here
+        start = time.perf_counter() - traffic.exposed_seconds
+        with traffic.during("optimizer", type(self.inner).__name__):
+            self.inner.step()
+        self.seconds += time.perf_counter() - traffic.exposed_seconds - start
         self.counts.updates += 1
         self.counts.consecutive_skips = 0
 

@@ -167,12 +167,15 @@ def _forward_backward(session: Session, objective: Objective, dataset: Dataset, 
     passes = session.config.training.gradient_accumulation
     parts = microbatches(_own_indices(session, order, session.step), passes)
     total = torch.zeros((), device=session.device)
+    during = session.world.traffic.during
     for number, indices in enumerate(parts, 1):
-        inputs, targets = _to(session.device, dataset.batch(indices))
+        with during("compute", "data"):
+            inputs, targets = _to(session.device, dataset.batch(indices))
         with nullcontext() if number == passes else session.model.no_sync():
-            with _autocast(session):
+            with during("compute", "forward"), _autocast(session):
                 loss = objective(session.model, inputs, targets) / passes
-            loss.backward()  # type: ignore[no-untyped-call]
+            with during("compute", "backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
     return total
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,10 +26,11 @@ from disttrain.recording.checkpoint import CheckpointError, Snapshot
 from disttrain.recording.folder import write_atomically
 from disttrain.recording.progress import Display
 from disttrain.recording.recorder import Recorder
-from disttrain.recording.trackers import WandbTracker
+from disttrain.recording.trackers import open_trackers
 from disttrain.recording.weights import export_weights
 from disttrain.strategies.attach import PreparedModule, StrategyOptimizer, parameters_as, training_mode
 from disttrain.training.agreement import Agreement
+from disttrain.training.aside import SecondsAside
 from disttrain.training.assembly import assemble
 from disttrain.training.buffers import settle_buffers
 from disttrain.training.meeting import Meeting
@@ -38,6 +40,7 @@ from disttrain.training.state import TrainingState
 from disttrain.training.stopping import Stopping
 from disttrain.training.summary import summarise
 from disttrain.training.survival import Survival
+from disttrain.training.tracing import Tracing
 from disttrain.worlds import TorchWorld
 
 MOST_SKIPS = 20
@@ -87,10 +90,11 @@ class Session:
         self._store = self.survival.checkpoints(self.folder.checkpoints, meeting.members, meeting.token, config.checkpoint.keep)
         if self._store.leads:
             self._store.forget_leftovers()
+        self._tracing = Tracing(config.recording, world, self.folder, meeting.token, self._warn)
         self._recorder: Recorder | None = None
         self._recorded = 0
         self._no_checkpoint_until = 0
-        self._tokens = 0
+        self._tokens, self._aside = 0, SecondsAside()
         self._seconds_before, self._exposed_before, self._started = 0.0, 0.0, time.perf_counter()
         self._logged_at, self._logged_step, self._logged_tokens = self._started, 0, 0
         self._extra: dict[str, float] = {}
@@ -142,6 +146,7 @@ class Session:
         self.world.traffic.exposed_seconds = self._exposed_before  # waiting for others to start is not training
         self._open_records(step or 0)
         self._start_clock()
+        self._tracing.begin(self.step)
         self.survival.tell(self.step)
         return step or 0
 
@@ -163,6 +168,7 @@ class Session:
         self.world.traffic.restore(snapshot.local_facts["traffic"])
         self._interface.restore(snapshot.local_facts.get("interface", {}))
         self.optimizer.seconds = snapshot.local_facts["optimizer_seconds"]
+        self._aside = SecondsAside(**snapshot.local_facts.get("aside", {}))
         self._tokens, self._seconds_before = facts["tokens"], facts["seconds"]
         self._exposed_before = snapshot.local_facts["traffic"]["exposed_seconds"]
         self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stopping.at, step)
@@ -191,10 +197,9 @@ class Session:
     def _open_records(self, step: int) -> None:
         if not self.survival.leads:
             return
-        tracker, wandb = None, self.config.recording.wandb
-        if wandb is not None:
-            tracker = WandbTracker(wandb.project, wandb.mode, self.folder.path, self.config.model_dump(mode="json"), self._warn)
-        self._recorder = Recorder(self.folder, self.display, tracker)
+        config = self.config.model_dump(mode="json")
+        trackers = open_trackers(self.config.recording, self.folder.path, config, step, self._warn)
+        self._recorder = Recorder(self.folder, self.display, trackers)
         self._recorder.forget_after(step)
         if self._recorder.last.get("step") == step:
             self._agreement.loss.take()  # logged already, by the run that stopped here
@@ -247,6 +252,7 @@ class Session:
             self._state.check()
         if self._agreement.stop or (self.survival.possible and self.stopping.asked()):  # who cannot wait for others need not
             self.stopping.interrupt(self.step)
+        self._tracing.end_step(self.step)
         if self.should_stop:  # a loop that goes on regardless
             return
         if (log or self.step % self.config.recording.log_every == 0) and self.step < self.stopping.at:
@@ -254,7 +260,8 @@ class Session:
         every = self.config.checkpoint.every
         due = every and self.step % every == 0 and self.step > self._no_checkpoint_until
         if due or self.step >= self.stopping.at:
-            self._save()
+            with self._aside.spent_on("checkpoint", self.world.traffic):
+                self._save()
         self._store.settle()
         self.should_stop = self.step >= self.stopping.at
         if self.should_stop and not self._lockstep:
@@ -264,7 +271,9 @@ class Session:
     def evaluating(self) -> Iterator[nn.Module]:
         """Inside it, the module is in evaluation mode, without gradients, and holds what the strategy would export now."""
         start, exported = time.perf_counter(), self.strategy.evaluation()
-        with training_mode(self.model, False), parameters_as(self.strategy.x, exported, self.model.live), torch.no_grad():
+        counted = self._aside.spent_on("evaluation", self.world.traffic)
+        exchanged = parameters_as(self.strategy.x, exported, self.model.live)
+        with counted, training_mode(self.model, False), exchanged, torch.no_grad():
             yield self.model.module
         self._logged_at += time.perf_counter() - start  # tokens per second are those of training
 
@@ -295,6 +304,7 @@ class Session:
     def close(self, **metrics: float) -> dict[str, Any]:
         """Write the last record, the weights and the summary; returns the summary. ``model.module`` is whole from then on."""
         self._extra |= metrics
+        self._tracing.write_part()
         module = self.model.detach()
         weights = {name: p.detach() for name, p in module.named_parameters()}
         self.survival.wait_for_the_summary()
@@ -307,6 +317,7 @@ class Session:
         summary = self._summary(None if self.emulated else sha256_of(weights))
         if not self.emulated:
             export_weights(module, self.folder.weights)
+        self._tracing.join(self._store.members)
         self._recorder.finish(summary, self.unit)
         self.survival.close()
         return summary
@@ -320,6 +331,7 @@ class Session:
         own: dict[str, Any] = {"traffic": self.world.traffic.state(), "interface": self._interface.counts()}
         own |= {
             "optimizer_seconds": self.optimizer.seconds,
+            "aside": asdict(self._aside),
             "own_loss": self._agreement.own.state(),
             "unlogged_loss": self._agreement.loss.state(),
         }
@@ -387,6 +399,7 @@ class Session:
                 "wire_bytes": traffic.wire_bytes,
                 "exposed_seconds": self._exposed(),
                 "optimizer_seconds": self.optimizer.seconds,
+                **self._aside.metrics(),
                 "gradient_norm": self.optimizer.gradient_norm,
                 "skipped_steps": counts.steps - counts.updates,
             }

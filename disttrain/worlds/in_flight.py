@@ -63,7 +63,7 @@ class InFlight:
             waited = time.perf_counter() - start
             self.waited_seconds += waited
             if not isinstance(threading.current_thread(), LaneThread):
-                self._traffic.expose(waited)
+                self._traffic.expose(waited, name_of(self.job))
         self._taken = True
         self._check_lent()
         return result

@@ -40,7 +40,7 @@ class TorchLane(TorchWorld):
 
     def __init__(self, name: str, group: ProcessGroup | None, timeout: timedelta | None, debug: bool, traffic: Traffic) -> None:
         super().__init__(group, timeout, debug, traffic)
-        self.name, self.rows = f"lane {name!r}", torch.tensor([0])
+        self.name, self.row, self.rows = f"lane {name!r}", f"lane {name}", torch.tensor([0])
         self._jobs: queue.SimpleQueue[tuple[InFlight, tuple[Any, ...]]] = queue.SimpleQueue()
         self._running = ""
         self._thread = LaneThread(target=self._work, name=self.name, daemon=True)
@@ -66,7 +66,8 @@ class TorchLane(TorchWorld):
             in_flight, arguments = self._jobs.get()
             self._running = name_of(in_flight.job)
             if broken is None:
-                broken = in_flight.run(arguments, self.debug)
+                with self.traffic.during(self.row, self._running):
+                    broken = in_flight.run(arguments, self.debug)
             else:
                 in_flight.fail(broken)  # the workers are out of step here: what would come next could only hang or lie
             del in_flight, arguments  # or the last job's arguments live as long as the next does not come

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from disttrain.worlds.in_flight import LaneError
+from disttrain.worlds.in_flight import LaneError, LaneThread
 from disttrain.worlds.traffic import (
     Traffic,
     all_gather_wire_bytes,
@@ -40,6 +41,8 @@ class TorchWorld:
     """
 
     name = "world"
+    row = "all-reduce"
+    """Of a trace, for torch's own asynchronous messages."""
 
     def __init__(
         self,
@@ -69,8 +72,17 @@ class TorchWorld:
         num_bytes = x.numel() * x.element_size()
         self.traffic.add(num_bytes, all_reduce_wire_bytes(num_bytes, self.size))
         x.mul_(1.0 / self.size)
+        trace = None if isinstance(threading.current_thread(), LaneThread) else self.traffic.trace  # a lane's job is traced whole
+        start = time.perf_counter()
         future: torch.futures.Future[list[Tensor]] = dist.all_reduce(x, group=self.group, async_op=True).get_future()
-        return future.then(lambda sum_: (sum_.value(), x)[1])  # value() raises what went wrong; without it, a lost peer is silent
+
+        def land(sum_: torch.futures.Future[list[Tensor]]) -> Tensor:
+            sum_.value()  # raises what went wrong; without it, a lost peer is silent
+            if trace is not None:
+                trace.add(self.row, f"{num_bytes / 1e6:.2f} MB", start, time.perf_counter())
+            return x
+
+        return future.then(land)
 
     def gather(self, x: Tensor) -> Tensor:
         """Everybody's row ``[1, b]``, in worker order: ``[1, size, b]``."""

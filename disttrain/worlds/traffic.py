@@ -8,9 +8,15 @@ of what each worker's connections sent.
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict, dataclass
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields
+
+from disttrain.worlds.trace import Trace
 
 _COUNTING = threading.Lock()  # a worker's lanes count into the same totals
+EXPOSED = "exposed communication"
+"""The row of a trace on which a worker waits."""
 
 
 @dataclass
@@ -25,6 +31,8 @@ class Traffic:
     """Spent waiting for the network while computing nothing."""
     collectives: int = 0
     """Calls of a World primitive."""
+    trace: Trace | None = field(default=None, compare=False, repr=False)
+    """When all this happens, if somebody wants to know."""
 
     def add(self, payload_bytes: int, wire_bytes: int) -> None:
         """Count one primitive."""
@@ -33,14 +41,21 @@ class Traffic:
             self.wire_bytes += wire_bytes
             self.collectives += 1
 
-    def expose(self, seconds: float) -> None:
-        """Count time spent waiting."""
+    def expose(self, seconds: float, what: str = "waiting") -> None:
+        """Count time spent waiting, up to now."""
         with _COUNTING:
             self.exposed_seconds += seconds
+        if self.trace is not None:
+            now = time.perf_counter()
+            self.trace.add(EXPOSED, what, now - seconds, now)
+
+    def during(self, row: str, name: str) -> AbstractContextManager[None]:
+        """Inside it, the worker does something that a trace shows."""
+        return nullcontext() if self.trace is None else self.trace.during(row, name)
 
     def state(self) -> dict[str, float]:
         """The totals, for a checkpoint."""
-        return asdict(self)
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "trace"}
 
     def restore(self, state: dict[str, float]) -> None:
         """Take over totals saved by :meth:`state`; what this process has counted since its start is added."""

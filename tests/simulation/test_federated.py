@@ -23,7 +23,7 @@ D = 64 * 16 + 16 + 16 * 10 + 10
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr("disttrain.recording.recorder.plot_loss", lambda *_: None)
+    monkeypatch.setattr("disttrain.recording.recorder.draw_pictures", lambda *_: None)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_a_signal_stops_and_saves(config, tmp_path, monkeypatch):
     monkeypatch.setattr("disttrain.launch.shutdown.StopRequest.__bool__", lambda self: next(asked, True))
     assert federate(config, tmp_path / "halves", "federated.engine=batched") == 143
     monkeypatch.undo()
-    monkeypatch.setattr("disttrain.recording.recorder.plot_loss", lambda *_: None)
+    monkeypatch.setattr("disttrain.recording.recorder.draw_pictures", lambda *_: None)
     assert summary_of(tmp_path / "halves")["steps"] == 5
     assert federate(config, tmp_path / "halves", "federated.engine=batched", "training.resume=auto") == 0
     assert summary_of(tmp_path / "whole")["weights_sha256"] == summary_of(tmp_path / "halves")["weights_sha256"]

@@ -13,7 +13,7 @@ from disttrain.recording.folder import RunFolder
 def _few_rounds(monkeypatch, tmp_path):
     monkeypatch.setattr(federated_digits, "KEPT", tmp_path)
     monkeypatch.setattr(federated_digits, "COMMON", (*federated_digits.COMMON, "federated.rounds=3"))
-    monkeypatch.setattr("disttrain.recording.recorder.plot_loss", lambda *_: None)
+    monkeypatch.setattr("disttrain.recording.recorder.draw_pictures", lambda *_: None)
 
 
 @pytest.mark.parametrize("partition", federated_digits.PARTITIONS)

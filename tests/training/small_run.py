@@ -37,7 +37,7 @@ def train(config, directory, *overrides, before_fit=None, picture=False):
     session = start_session(loaded, RankInfo.from_environment(), StopRequest())
     if before_fit is not None:
         before_fit(session)
-    with nullcontext() if picture else patch("disttrain.recording.recorder.plot_loss"):
+    with nullcontext() if picture else patch("disttrain.recording.recorder.draw_pictures"):
         summary = fit(session)
     own = {name: p.detach() for name, p in session.model.module.named_parameters()}
     return sha256_of(own), summary

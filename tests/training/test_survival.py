@@ -55,7 +55,7 @@ def trained(config, directory, *overrides, floor_seconds=None, step_seconds=0.0)
         return before_step()
 
     session.strategy.before_step = slow_before_step
-    with patch("disttrain.recording.recorder.plot_loss"):
+    with patch("disttrain.recording.recorder.draw_pictures"):
         fit(session)
     return session.completed, len(own), max(later - sooner for sooner, later in pairwise(own))
 
@@ -176,7 +176,7 @@ def trained_with_a_diary(config, directory, *overrides):
         diary[session.strategy.steps] = session.strategy.x[0].clone()
 
     session.strategy.after_step = noting_after_step
-    with patch("disttrain.recording.recorder.plot_loss"):
+    with patch("disttrain.recording.recorder.draw_pictures"):
         fit(session)
     return diary
 

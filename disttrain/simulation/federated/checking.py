@@ -17,6 +17,9 @@ UNUSED = {
     "training.gradient_accumulation": "a client's batch is computed in one pass",
     "training.precision": "clients compute in fp32",
     "training.validation_batches": "all validation data are used",
+    "recording.trace": "clients' time is virtual",
+    "recording.trace_from": "clients' time is virtual",
+    "recording.trace_steps": "clients' time is virtual",
 }
 """Settings of other runs, and what there is instead."""
 

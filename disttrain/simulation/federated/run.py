@@ -22,7 +22,7 @@ from disttrain.recording.folder import RunFolder, write_atomically
 from disttrain.recording.memory import peak_memory_bytes
 from disttrain.recording.progress import Display
 from disttrain.recording.recorder import Recorder
-from disttrain.recording.trackers import WandbTracker
+from disttrain.recording.trackers import open_trackers
 from disttrain.recording.weights import export_weights
 from disttrain.simulation.evaluation import Validation
 from disttrain.simulation.federated.checking import check, divide
@@ -173,13 +173,11 @@ class FederatedRun:
     # --- records -----------------------------------------------------------------------------------------------------
 
     def _open_records(self, facts: dict[str, Any] | None) -> Recorder:
-        tracker, wandb, display = None, self._config.recording.wandb, self._display
-        if wandb is not None:
-            config = self._config.model_dump(mode="json")
-            tracker = WandbTracker(
-                wandb.project, wandb.mode, self._folder.path, config, lambda text: display.say(f"warning: {text}")
-            )
-        recorder = Recorder(self._folder, display, tracker)
+        display, config, step = self._display, self._config.model_dump(mode="json"), self.federation.round
+        trackers = open_trackers(
+            self._config.recording, self._folder.path, config, step, lambda text: display.say(f"warning: {text}")
+        )
+        recorder = Recorder(self._folder, display, trackers)
         recorder.forget_after(self.federation.round)
         if facts is not None:
             display.say(f"continuing from round {self.federation.round} of {self._folder.checkpoints}")
