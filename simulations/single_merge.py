@@ -80,7 +80,7 @@ class Study:
 
 STUDIES = {
     "digits": Study(DIGITS, 0.05, 2000, 20, 0.2, 5),
-    "plm": Study(PLM, 3e-4, 400, 10, 0.1, 2, BEGINNING),
+    "plm": Study(PLM, 3e-4, 400, 10, 0.1, 4, BEGINNING),
     "plm from scratch": Study(PLM_ANEW, 8e-3, 100, 2, 0.1, 3),
 }
 

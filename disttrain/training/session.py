@@ -7,10 +7,8 @@ the other workers on what must be agreed, logs, saves, and says whether to stop.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -30,11 +28,12 @@ from disttrain.recording.trackers import open_trackers
 from disttrain.recording.weights import export_weights
 from disttrain.strategies.attach import PreparedModule, StrategyOptimizer, parameters_as, training_mode
 from disttrain.training.agreement import Agreement
-from disttrain.training.aside import SecondsAside
 from disttrain.training.assembly import assemble
 from disttrain.training.buffers import settle_buffers
+from disttrain.training.clock import Clock
 from disttrain.training.meeting import Meeting
 from disttrain.training.resume import keeps_its_own, newest_agreed, refuse_other_run, what_workers_own
+from disttrain.training.saving import Saving
 from disttrain.training.seeds import seed_model, seed_worker
 from disttrain.training.state import TrainingState
 from disttrain.training.stopping import Stopping
@@ -92,11 +91,10 @@ class Session:
             self._store.forget_leftovers()
         self._tracing = Tracing(config.recording, world, self.folder, meeting.token, self._warn)
         self._recorder: Recorder | None = None
+        timeout, every = config.launch.timeout, config.checkpoint.every
+        self._saving = Saving(self._store, self.stopping, self._lockstep, timeout, every, self._capture, self._warn)
+        self._clock = Clock(world.traffic)
         self._recorded = 0
-        self._no_checkpoint_until = 0
-        self._tokens, self._aside = 0, SecondsAside()
-        self._seconds_before, self._exposed_before, self._started = 0.0, 0.0, time.perf_counter()
-        self._logged_at, self._logged_step, self._logged_tokens = self._started, 0, 0
         self._extra: dict[str, float] = {}
         seed_model(config.training.seed)
 
@@ -127,7 +125,7 @@ class Session:
         if self.strategy.warning:
             self._warn(self.strategy.warning)
         seed_worker(self.config.training.seed, self.world.rank)
-        self._start_clock()
+        self._clock.start(self.step)
         return self.model, self.optimizer
 
     def resume(self) -> int:
@@ -143,9 +141,8 @@ class Session:
             step = newest_agreed(self._store, self.world, self.device, self._warn)
             if step is not None:
                 self._restore(step)
-        self.world.traffic.exposed_seconds = self._exposed_before  # waiting for others to start is not training
         self._open_records(step or 0)
-        self._start_clock()
+        self._clock.start(self.step)
         self._tracing.begin(self.step)
         self.survival.tell(self.step)
         return step or 0
@@ -165,12 +162,9 @@ class Session:
             self._state.restore(snapshot, None if alone else self._store.load_everybody(step, facts["workers"]))
         except (CheckpointError, ValueError) as error:
             raise UserError(str(error)) from error
-        self.world.traffic.restore(snapshot.local_facts["traffic"])
+        self._clock.restore(facts, snapshot.local_facts)
         self._interface.restore(snapshot.local_facts.get("interface", {}))
         self.optimizer.seconds = snapshot.local_facts["optimizer_seconds"]
-        self._aside = SecondsAside(**snapshot.local_facts.get("aside", {}))
-        self._tokens, self._seconds_before = facts["tokens"], facts["seconds"]
-        self._exposed_before = snapshot.local_facts["traffic"]["exposed_seconds"]
         self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stopping.at, step)
         if snapshot.local_facts["worker"] == self.world.rank:
             self._agreement.own.add(*snapshot.local_facts["own_loss"])
@@ -179,7 +173,7 @@ class Session:
             raise UserError(f"the checkpoint is of step {self.step}, beyond training.steps={self.config.training.steps}")
         self._recorded, self.should_stop = self.step, self.step >= self.stopping.at
         furthest = self.world.gather(torch.tensor([[self.step]], device=self.device)).max()
-        self._no_checkpoint_until = int(furthest)  # workers without lockstep may have stopped at different steps
+        self._saving.not_until = int(furthest)  # workers without lockstep may have stopped at different steps
         self.display.say(f"continuing from step {step} of {self._store.directory}")
 
     def _join(self) -> int:
@@ -187,9 +181,9 @@ class Session:
         snapshot = self.survival.take_state(lambda: not self.stopping.asked())
         self._state.restore(snapshot)
         self.strategy.join()
-        self._tokens, self._seconds_before = snapshot.shared_facts["tokens"], snapshot.shared_facts["seconds"]
+        self._clock.go_on_from(snapshot.shared_facts)
         self._agreement = Agreement(self.strategy, self.config.recording.log_every, self.stopping.at, self.step)
-        self._recorded = self._no_checkpoint_until = self.step
+        self._recorded = self._saving.not_until = self.step
         giver = snapshot.local_facts["worker"]
         print(f"disttrain: rank {self.world.rank} is here again, with rank {giver}'s state of step {self.step}", file=sys.stderr)
         return self.step
@@ -240,7 +234,7 @@ class Session:
             raise UserError(
                 f"record() ends a step: call it once after each optimizer.step() (step {self.step} was recorded already)"
             )
-        self._tokens += tokens * (1 + self.survival.take_missed())  # the others have made what this worker has skipped
+        self._clock.tokens += tokens * (1 + self.survival.take_missed())  # the others have made what this worker has skipped
         self._recorded = self.step
         self.survival.tell(self.step)
         self._extra |= metrics
@@ -257,25 +251,21 @@ class Session:
             return
         if (log or self.step % self.config.recording.log_every == 0) and self.step < self.stopping.at:
             self._log()  # the last record is written by close, which may have more to say
-        every = self.config.checkpoint.every
-        due = every and self.step % every == 0 and self.step > self._no_checkpoint_until
-        if due or self.step >= self.stopping.at:
-            with self._aside.spent_on("checkpoint", self.world.traffic):
-                self._save()
+        if self._saving.due(self.step):
+            with self._clock.saving():
+                self._saving.save(self.step)
         self._store.settle()
         self.should_stop = self.step >= self.stopping.at
         if self.should_stop and not self._lockstep:
-            self._wait_for_the_others()
+            self._saving.wait_for_the_others(self.step)
 
     @contextmanager
     def evaluating(self) -> Iterator[nn.Module]:
         """Inside it, the module is in evaluation mode, without gradients, and holds what the strategy would export now."""
-        start, exported = time.perf_counter(), self.strategy.evaluation()
-        counted = self._aside.spent_on("evaluation", self.world.traffic)
-        exchanged = parameters_as(self.strategy.x, exported, self.model.live)
-        with counted, training_mode(self.model, False), exchanged, torch.no_grad():
-            yield self.model.module
-        self._logged_at += time.perf_counter() - start  # tokens per second are those of training
+        with self._clock.evaluating():
+            exported = parameters_as(self.strategy.x, self.strategy.evaluation(), self.model.live)
+            with training_mode(self.model, False), exported, torch.no_grad():
+                yield self.model.module
 
     # --- after training --------------------------------------------------------------------------------------------
 
@@ -326,45 +316,14 @@ class Session:
 
     def _capture(self) -> Snapshot:
         config = self.config.model_dump(mode="json")
-        facts = {"workers": self.world.size, "tokens": self._tokens, "seconds": self._seconds(), "config": config}
-        facts |= self.survival.facts
-        own: dict[str, Any] = {"traffic": self.world.traffic.state(), "interface": self._interface.counts()}
-        own |= {
+        facts = {"workers": self.world.size, "config": config} | self._clock.shared_facts | self.survival.facts
+        own = self._clock.local_facts | {
+            "interface": self._interface.counts(),
             "optimizer_seconds": self.optimizer.seconds,
-            "aside": asdict(self._aside),
             "own_loss": self._agreement.own.state(),
             "unlogged_loss": self._agreement.loss.state(),
         }
         return self._state.capture(facts, own)
-
-    def _save(self) -> None:
-        snapshot = self._capture()
-        stopping, timeout = self.stopping, self.config.launch.timeout
-        try:
-            meeting_place = "stop" if stopping.apart else None
-            self._store.save(self.step, snapshot, lambda waited: stopping.patient(waited, timeout), meeting_place)
-        except CheckpointError as error:
-            if not self._lockstep and stopping.asked() and not stopping.interrupted:
-                self._save_apart()  # the others stop before they come here
-                return
-            older = self._store.steps()
-            kept = f"the one of step {older[0]} is whole" if older else "there is no older one"
-            if self.step >= self.stopping.at:
-                raise RuntimeError(f"{error}; {kept}") from None
-            self._warn(f"{error}; {kept}; training goes on")
-
-    def _save_apart(self) -> None:
-        """Stop here, while other workers stop elsewhere."""
-        self.stopping.interrupt(self.step)
-        self._save()
-
-    def _wait_for_the_others(self) -> None:
-        """Stay until the last checkpoint is whole, or until others are stopped on their way to it."""
-        while self.step not in self._store.steps() and not self.stopping.interrupted:
-            if self.stopping.asked():
-                self._save_apart()
-            self._store.settle()
-            time.sleep(0.02)
 
     def _take_over(self) -> None:
         """Write for all from now on, if whoever did is lost."""
@@ -375,13 +334,11 @@ class Session:
 
     def _log(self) -> None:
         """Write a record; the loss is taken on every worker, so that all forget it alike."""
-        loss, now = self._agreement.loss.take(), time.perf_counter()
+        loss = self._agreement.loss.take()
         self._take_over()
         if self._recorder is None:
             return
-        speed = (self._tokens - self._logged_tokens) / (now - self._logged_at)
-        seconds_left = (self.config.training.steps - self.step) * (now - self._logged_at) / max(1, self.step - self._logged_step)
-        self._logged_at, self._logged_step, self._logged_tokens = now, self.step, self._tokens
+        speed, step_seconds = self._clock.lap(self.step)
         how = {"compute": "emulated"} if self.emulated else {}
         extra, self._extra = self._extra | self._agreement.metrics | self.strategy.metrics | self._interface.counts() | how, {}
         if self.flops_per_token and self.peak_flops:
@@ -390,34 +347,27 @@ class Session:
         self._recorder.log(
             {
                 "step": self.step,
-                "tokens": self._tokens,
+                "tokens": self._clock.tokens,
                 "loss": loss,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
-                "seconds": self._seconds(),
+                "seconds": self._clock.seconds,
                 "tokens_per_second": speed,
                 "payload_bytes": traffic.payload_bytes,
                 "wire_bytes": traffic.wire_bytes,
                 "exposed_seconds": self._exposed(),
                 "optimizer_seconds": self.optimizer.seconds,
-                **self._aside.metrics(),
+                **self._clock.aside.metrics(),
                 "gradient_norm": self.optimizer.gradient_norm,
                 "skipped_steps": counts.steps - counts.updates,
             }
             | extra,
-            seconds_left,
+            seconds_left=step_seconds * (self.config.training.steps - self.step),
         )
 
     def _summary(self, weights_sha256: str | None) -> dict[str, Any]:
-        counted = {"tokens": self._tokens, "seconds": self._seconds(), "exposed_seconds": self._exposed()}
+        counted = self._clock.shared_facts | {"exposed_seconds": self._exposed()}
         counted |= {"weights_sha256": weights_sha256} | self._interface.counts() | self.survival.facts
         return summarise(self, self._recorder.last if self._recorder else {}, counted)
-
-    def _start_clock(self) -> None:
-        self._started = self._logged_at = time.perf_counter()
-        self._logged_step, self._logged_tokens = self.step, self._tokens
-
-    def _seconds(self) -> float:
-        return self._seconds_before + time.perf_counter() - self._started
 
     def _exposed(self) -> float | None:
         """Seconds of exposed communication; None on a GPU, where the host's clock does not see the kernels wait."""
