@@ -8,7 +8,7 @@ that never talk cannot be merged. Here:
 - digits, a perceptron of two layers of 64, 32 workers, each with a mixture of classes of its own (Dirichlet, 0.1 for each of ten
   classes; single_merge_data.py), 20 local steps of 16 samples a round, 100 rounds;
 - the quickstart's PLM on text whose files are dealt out by package to 16 workers, who begin from one model that one worker
-  has trained for 300 steps on all of it: 10 local steps of a sequence of 64 bytes a round, 40 rounds of AdamW;
+  has trained for 300 steps on all of it: 10 local steps of a sequence of 64 bytes a round, 40 rounds of SGD;
 - the same from the beginning, 2 local steps a round, 50 rounds, with the quickstart's Muon: few steps, for its sixteen
   instances cost more than the model.
 
@@ -47,11 +47,11 @@ DIGITS = Task(
 PLM_TEXT = ("training.batch_size=16", "data.sequence_length=64", "training.validation_batches=64", "training.validate_every=0",
             "recording.log_every=20")  # fmt: skip
 PLM = Task(
-    "merged-plm-begun",
+    "merged-plm-begun-sgd",
     "quickstart.yaml",
     16,
     "loop",
-    (*PLM_TEXT, "partition.name=source", "optimizer.name=adamw", "schedule.name=constant"),
+    (*PLM_TEXT, "partition.name=source", "optimizer.name=sgd", "optimizer.momentum=0", "schedule.name=constant"),
 )
 PLM_ANEW = Task("merged-plm", "quickstart.yaml", 16, "loop", (*PLM_TEXT, "partition.name=source", "optimizer.adamw_lr=4e-3"))
 BEGINNING = Training(Task("merged-plm-beginning", "quickstart.yaml", 1, "loop", PLM_TEXT), Method("local"), 1, 8e-3, 0, 300)
@@ -80,7 +80,7 @@ class Study:
 
 STUDIES = {
     "digits": Study(DIGITS, 0.05, 2000, 20, 0.2, 5),
-    "plm": Study(PLM, 3e-4, 400, 10, 0.1, 4, BEGINNING),
+    "plm": Study(PLM, 0.3, 400, 10, 0.1, 4, BEGINNING),
     "plm from scratch": Study(PLM_ANEW, 8e-3, 100, 2, 0.1, 3),
 }
 
