@@ -12,7 +12,7 @@ from typing import Any
 
 from disttrain.recording.folder import RunFolder
 from disttrain.recording.progress import readable_bytes
-from disttrain.recording.report.curves import COLOURS, STEPS, Axis, axes_of, draw_curves, leave_out_the_start
+from disttrain.recording.report.curves import COLOURS, ROUNDS, STEPS, Axis, axes_of, draw_curves, leave_out_the_start
 from disttrain.recording.report.reading import RunRecord
 from disttrain.recording.report.split import PARTS, split_of
 from disttrain.recording.report.timeline import draw_timeline, read_trace, steps_of
@@ -71,8 +71,10 @@ def loss_figures(runs: Sequence[RunRecord]) -> list[Figure]:
 def metric_figures(runs: Sequence[RunRecord], keys: Sequence[str], labels: dict[str, str]) -> list[Figure]:
     """One for each of the records' keys, against steps."""
 
+    axis = ROUNDS if all(run.federated for run in runs) else STEPS
+
     def draw(key: str, axes: Any) -> None:
-        draw_curves(axes, [run if any(key in record for record in run.records) else _without(run) for run in runs], key, STEPS)
+        draw_curves(axes, [run if any(key in record for record in run.records) else _without(run) for run in runs], key, axis)
         label, scale = _unit(key)
         axes.set_ylabel(labels.get(key, label), parse_math=False)
         if scale != 1:
