@@ -22,7 +22,7 @@ OF_EVERY_RUN = ("learning_rate", "gradient_norm", "tokens_per_second", "mfu", "s
 LABELS = {
     "validation_accuracy": "accuracy (share)",
     "gradient_norm": "norm of the gradient",
-    "tokens_per_second": "tokens or samples per second, all workers",
+    "tokens_per_second": "tokens or samples per second",
     "mfu": "MFU (share of peak FLOP/s)",
     "consensus_distance": "consensus distance (root mean square)",
 }
