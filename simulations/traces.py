@@ -4,8 +4,7 @@
 
 Needs Linux and root. Two workers exchange the quickstart's 0.78 M parameters over links of --bandwidth; forward and backward
 take --step-time and no processor, so that other work on the machine does not show. Draws docs/trace_co2.png and
-docs/trace_ddp.png from the two runs' trace.json, and prints what share of the exchange was under compute; --keep keeps the
-runs. About a minute.
+docs/trace_ddp.png from the two runs' trace.json, and prints what was waited for; --keep keeps the runs. About a minute.
 """
 
 from __future__ import annotations
@@ -69,15 +68,20 @@ def draw(name: str, bars: Sequence[Bar]) -> None:
 
 
 def describe(name: str, bars: Sequence[Bar]) -> str:
-    """How long rank 0 exchanged gradients or deltas in the traced steps, and what it did meanwhile: waited, or worked."""
+    """Of rank 0: how long an exchange took, how long it waited for it in a step, and what of the exchange was under its work."""
     own = [bar for bar in bars if bar.rank == 0]
     rows = ("all-reduce", "all-reduce (2)", "lane deltas")
     exchanged = [bar for bar in own if bar.row in rows and "0.00 MB" not in bar.name]
-    total = sum(bar.end - bar.start for bar in exchanged)
-    waits = overlap(exchanged, [bar for bar in own if bar.row == "exposed communication"])
-    mean, steps = total / max(1, len(exchanged)), sum(bar.row == "step" for bar in own)
-    text = f"{name}: {len(exchanged)} exchanges of {mean * 1e3:.0f} ms on average in {steps} steps; "
-    return text + f"rank 0 waited in {waits / total:.1%} of that time, and worked in the rest"
+    steps, waits = ([bar for bar in own if bar.row == row] for row in ("step", "exposed communication"))
+    each, step, wait = (milliseconds(some) / len(many) for some, many in ((exchanged, exchanged), (steps, steps), (waits, steps)))
+    hidden = 1 - 1e3 * overlap(exchanged, waits) / milliseconds(exchanged)
+    text = f"{name}: {len(exchanged)} exchanges of {each:.0f} ms in {len(steps)} steps of {step:.0f} ms; rank 0 waits "
+    return text + f"{wait:.1f} ms a step, and works during {hidden:.0%} of an exchange"
+
+
+def milliseconds(bars: Sequence[Bar]) -> float:
+    """Of all of them."""
+    return 1e3 * sum(bar.end - bar.start for bar in bars)
 
 
 def overlap(some: Sequence[Bar], others: Sequence[Bar]) -> float:

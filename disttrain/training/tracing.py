@@ -41,10 +41,10 @@ class Tracing:
             self._trace.end_step(step)
 
     def write_part(self) -> None:
-        """Write what this worker did."""
-        if self._trace is None:
-            return
+        """Write what this worker did, if that was in the window: a run continued beyond it leaves the trace there is."""
         self._world.traffic.trace = None
+        if self._trace is None or not self._trace.spans:
+            return
         try:
             write_part(self._directory, self._world.rank, self._trace)
         except OSError as error:
@@ -52,7 +52,7 @@ class Tracing:
 
     def join(self, ranks: Sequence[int]) -> None:
         """Make ``trace.json`` of the parts of the workers that share this folder."""
-        if self._trace is None:
+        if self._trace is None or not self._trace.spans:
             return
         try:
             missing = join_parts(self._directory, ranks, self._folder)

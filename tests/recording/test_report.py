@@ -142,6 +142,17 @@ def test_of_a_run_whose_waiting_is_not_known_there_is_no_split(tmp_path):
     assert split_of(read_run(make_run(tmp_path / "run", without))) is None
 
 
+def test_a_federations_rounds_are_called_so_and_its_algorithm_is_named(tmp_path):
+    rounds = [{"step": n, "loss": 1 / n, "seconds": n, "bytes_up": 100 * n, "clients_used": n} for n in range(1, 9)]
+    config = "strategy: {name: ddp}\nfederated: {algorithm: {name: scallion}}\n"
+    run = read_run(make_run(tmp_path / "federation", rounds, config))
+    words = " ".join(Page(render([run])).words)
+    assert "scallion" in words
+    assert "Against rounds" in words
+    assert "sent by all clients (MB)" in words
+    assert {cell.title: cell.text for cell in summary_table([run])[0][0]}["Strategy"] == "scallion"
+
+
 EVIL = "<script>alert(1)</script>$x_$ & \"'"
 
 

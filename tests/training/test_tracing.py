@@ -44,6 +44,14 @@ def test_a_lanes_jobs_are_on_its_own_row(launched, tmp_path):
     assert len(deltas) >= 2
 
 
+def test_a_run_continued_beyond_the_window_keeps_its_trace(launched, tmp_path):
+    config, tracing = write_config(tmp_path), ["recording.trace=true", "recording.trace_steps=3"]
+    launched(1, train, config, tmp_path / "run", *tracing, "training.stop_after=10", timeout=120)
+    before = (tmp_path / "run" / "trace.json").read_bytes()
+    launched(1, train, config, tmp_path / "run", *tracing, "training.resume=auto", timeout=120)
+    assert (tmp_path / "run" / "trace.json").read_bytes() == before
+
+
 def test_a_window_after_the_run_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"trace_from must be below training\.steps=20"):
         load_config(write_config(tmp_path), ["recording.trace=true", "recording.trace_from=20"])

@@ -12,7 +12,7 @@ from typing import Any
 
 from disttrain.recording.folder import RunFolder
 from disttrain.recording.progress import readable_bytes
-from disttrain.recording.report.curves import COLOURS, STEPS, Axis, axes_of, draw_curves, leave_out_the_start
+from disttrain.recording.report.curves import COLOURS, ROUNDS, STEPS, Axis, axes_of, draw_curves, leave_out_the_start
 from disttrain.recording.report.reading import RunRecord
 from disttrain.recording.report.split import PARTS, split_of
 from disttrain.recording.report.timeline import draw_timeline, read_trace, steps_of
@@ -33,7 +33,9 @@ LOOK: Any = {
     "axes.axisbelow": True,
     "svg.fonttype": "none",  # text stays text: sharp, small, found by the browser's search
     "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-4, 6),
 }
+MARGINS = {"left": 0.175, "right": 0.975, "bottom": 0.17, "top": 0.955}
 LEGEND: Any = {
     "frameon": False,
     "loc": "lower left",
@@ -71,8 +73,10 @@ def loss_figures(runs: Sequence[RunRecord]) -> list[Figure]:
 def metric_figures(runs: Sequence[RunRecord], keys: Sequence[str], labels: dict[str, str]) -> list[Figure]:
     """One for each of the records' keys, against steps."""
 
+    axis = ROUNDS if all(run.federated for run in runs) else STEPS
+
     def draw(key: str, axes: Any) -> None:
-        draw_curves(axes, [run if any(key in record for record in run.records) else _without(run) for run in runs], key, STEPS)
+        draw_curves(axes, [run if any(key in record for record in run.records) else _without(run) for run in runs], key, axis)
         label, scale = _unit(key)
         axes.set_ylabel(labels.get(key, label), parse_math=False)
         if scale != 1:
@@ -172,15 +176,20 @@ def _height(runs: Sequence[RunRecord]) -> tuple[float, float]:
     return INCHES[0], max(1.6, 0.8 + 0.42 * len(runs)) if len(runs) < 7 else 0.8 + 0.3 * len(runs)
 
 
-def to_svg(draw: Callable[[Any], None], inches: tuple[float, float] = INCHES) -> str:
-    """What ``draw`` draws into the axes it is given, as an ``<svg>`` element that scales to its container's width."""
+def to_svg(draw: Callable[[Any], None], inches: tuple[float, float] | None = None) -> str:
+    """What ``draw`` draws into the axes it is given, as an ``<svg>`` element that scales to its container's width.
+
+    Without a size of its own, a figure has the margins of a curve: to fit them to the labels takes more time than to draw it.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure as Canvas
 
     with rc_context(LOOK | {"svg.hashsalt": "disttrain"}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of glyphs that a font lacks, which the browser has
-        canvas = Canvas(figsize=inches, layout="constrained")
+        canvas = Canvas(figsize=inches or INCHES, layout="constrained" if inches else None)
         draw(canvas.subplots())
+        if inches is None:
+            canvas.subplots_adjust(**MARGINS)
         file = io.StringIO()
         canvas.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return _embedded(file.getvalue())

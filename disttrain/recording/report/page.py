@@ -22,7 +22,7 @@ OF_EVERY_RUN = ("learning_rate", "gradient_norm", "tokens_per_second", "mfu", "s
 LABELS = {
     "validation_accuracy": "accuracy (share)",
     "gradient_norm": "norm of the gradient",
-    "tokens_per_second": "tokens per second, all workers",
+    "tokens_per_second": "tokens or samples per second",
     "mfu": "MFU (share of peak FLOP/s)",
     "consensus_distance": "consensus distance (root mean square)",
 }
@@ -72,7 +72,7 @@ def _sections(runs: Sequence[RunRecord]) -> Iterable[tuple[str, list[figures.Fig
     common = [key for key in keys if key in OF_EVERY_RUN]
     yield "Validation", figures.metric_figures(runs, validation, LABELS)
     own = [key for key in keys if key not in validation and key not in common]
-    yield "Of the strategy", figures.metric_figures(runs, own, LABELS)
+    yield "Of the rounds" if all(run.federated for run in runs) else "Of the strategy", figures.metric_figures(runs, own, LABELS)
     yield "Of the optimizer", figures.metric_figures(runs, common, LABELS)
 
 

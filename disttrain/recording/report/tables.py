@@ -52,6 +52,15 @@ class Headline:
     more: str
 
 
+def _strategy(run: RunRecord) -> str | None:
+    """What decides the exchange; of a federation, its algorithm."""
+    return run.config.get("federated.algorithm.name") or run.text("strategy") or run.config.get("strategy.name")
+
+
+def _optimizer(run: RunRecord) -> str | None:
+    return None if run.federated else run.text("optimizer") or run.config.get("optimizer.name")
+
+
 def _less_than_ddp(run: RunRecord) -> float | None:
     sent, ddp = run.number("wire_bytes"), run.number("ddp_wire_bytes")
     return None if sent is None or not ddp else sent / ddp
@@ -80,8 +89,8 @@ def _loss(value: float) -> str:
 
 
 COLUMNS = (
-    Column("Strategy", lambda run: run.text("strategy") or run.config.get("strategy.name")),
-    Column("Optimizer", lambda run: run.text("optimizer") or run.config.get("optimizer.name")),
+    Column("Strategy", _strategy),
+    Column("Optimizer", _optimizer),
     Column("Workers", lambda run: run.number("workers")),
     Column("Steps", lambda run: run.number("steps") or run.number("step")),
     Column("Training loss", lambda run: run.number("final_loss") or run.number("loss"), _loss, min),
