@@ -62,6 +62,9 @@ ALGORITHMS = {
     "fedamd_sequential": algorithm("fedamd_sequential"),
     "mifa": algorithm("mifa"),
     "feddyn": algorithm("feddyn"),
+    "fedpage": algorithm("fedpage", "probability=0.3"),
+    "rerce": (*algorithm("rerce", "rho=0.1"), "federated.noise.up=1e-6"),
+    "rerce_continual": (*algorithm("rerce_continual", "rho=0.1"), "federated.noise.down=1e-6"),
 }
 
 
@@ -176,6 +179,9 @@ WRONG = {
     "cohort beyond the clients": (["federated.cohort=21"], "must be at most federated.clients=20"),
     "momentum in SCAFFOLD": ([*algorithm("scaffold"), "federated.momentum=0.9"], "which it is not with momentum=0.9"),
     "weight decay in SCAFCOM": ([*algorithm("scafcom"), "federated.weight_decay=0.1"], "which it is not with weight_decay=0.1"),
+    "clipping in FedPAGE": ([*algorithm("fedpage"), "federated.clip_norm=1"], "no longer are with clip_norm=1"),
+    "noise upwards in SCAFFOLD": ([*algorithm("scaffold"), "federated.noise.up=0.1"], "noise.up=0.1 would add up"),
+    "negative noise": (["federated.noise.up=-1"], "federated.noise.up: must be at least 0"),
     "unknown algorithm": ([*algorithm("fedavgg")], 'unknown algorithm "fedavgg"; did you mean "fedavg'),
     "unknown participation": (["federated.participation.name=unifrom"], 'did you mean "uniform"'),
     "unknown waiting": (["federated.waiting.name=deadlines"], 'did you mean "deadline"'),
@@ -212,6 +218,12 @@ def test_a_config_without_the_section_is_refused(tmp_path, capsys):
     path.write_text("model: {name: mlp}\ndata: {name: digits}\nobjective: {name: classification}\n")
     assert federate(path, tmp_path / "run") == 2
     assert "no section federated" in capsys.readouterr().err
+
+
+def test_stopping_counts_rounds_and_not_the_steps_of_other_runs(config, tmp_path):
+    assert load_config(config, ["federated.rounds=5000", "training.stop_after=2000"]).config.training.stop_after == 2000
+    with pytest.raises(ConfigError, match=r"stop_after=2000 must be at most training\.steps=1000"):
+        load_config(config, ["federated=null", "training.stop_after=2000"])
 
 
 def test_other_commands_refuse_the_section(config):
