@@ -80,6 +80,7 @@ class FederatedConfig(Config):
         if self.cohort_size > self.clients:
             raise ValueError(f"cohort={self.cohort} must be at most federated.clients={self.clients}")
         self.algorithm.check(self.plan(seed=0))
+        self.participation.check(self.clients)
         if isinstance(self.participation, WeightedConfig) and getattr(self.algorithm, "weighting", "uniform") == "samples":
             raise ValueError(
                 "participation.name=weighted asks clients by their samples, and algorithm.weighting=samples would count these a "

@@ -123,6 +123,17 @@ def test_late_and_lost_clients_are_counted(config, tmp_path):
     assert summary["virtual_seconds"] <= 48
 
 
+def test_a_trace_tells_who_is_there(config, tmp_path, capsys):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("client,from,until\n" + "".join(f"{client},0,{6 + client}\n" for client in range(4)))
+    assert federate(config, tmp_path / "run", f"federated.participation={{name: trace, path: {trace}}}") == 0
+    summary = summary_of(tmp_path / "run")
+    assert (summary["clients_used"], summary["void_rounds"]) == (6 + 7 + 8 + 9, 3)
+    trace.write_text("client,from,until\n20,0,5\n")
+    assert federate(config, tmp_path / "other", f"federated.participation={{name: trace, path: {trace}}}") == 2
+    assert "names client 20, and there are clients 0 to 19" in capsys.readouterr().err
+
+
 def test_a_model_with_dropout_draws_by_round_and_client(config, tmp_path):
     options = ("model.dropout=0.3",)
     assert federate(config, tmp_path / "whole", *options) == 0
@@ -184,6 +195,7 @@ WRONG = {
     "negative noise": (["federated.noise.up=-1"], "federated.noise.up: must be at least 0"),
     "unknown algorithm": ([*algorithm("fedavgg")], 'unknown algorithm "fedavgg"; did you mean "fedavg'),
     "unknown participation": (["federated.participation.name=unifrom"], 'did you mean "uniform"'),
+    "no trace": (["federated.participation={name: trace, path: nowhere.csv}"], "cannot read nowhere.csv: No such file"),
     "unknown waiting": (["federated.waiting.name=deadlines"], 'did you mean "deadline"'),
     "unknown key": (["federated.client=3"], "unknown key"),
     "a biased compressor in SCALLION": ([*algorithm("scallion", "compressor={name: top_k}")], "scallion is for unbiased"),
