@@ -259,6 +259,8 @@ def test_clients_without_samples_are_never_asked():
     problem.sizes = torch.tensor([6, 0, 6, 6, 0, 6])
     fed = run(federation(MIFA(), problem, cohort=2), 20)
     assert fed.store.vectors["memory"].any(1).tolist() == [True, False, True, True, False, True]
+    with_samples = fed.store.vectors["memory"][problem.sizes > 0]
+    torch.testing.assert_close(fed.server["mean_memory"], with_samples.mean(0), msg="the others have no say")
     with pytest.raises(ValueError, match="from 1 to 4"):
         federation(MIFA(), problem, cohort=5)
 
