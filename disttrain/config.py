@@ -96,6 +96,12 @@ class RunConfig(Config):
         strategy = info.data.get("strategy")
         if strategy is not None:
             strategy.check_steps(value.steps)
+        counts_steps = "federated" in info.data and info.data["federated"] is None  # else rounds, of which that section knows
+        if counts_steps and value.stop_after is not None and value.stop_after > value.steps:
+            raise ValueError(
+                f"stop_after={value.stop_after} must be at most training.steps={value.steps}; the run would end before and "
+                "ignore it"
+            )
         return value
 
     @field_validator("recording")

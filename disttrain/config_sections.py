@@ -51,14 +51,6 @@ class TrainingConfig(Config):
             raise ValueError(f"must divide training.batch_size={batch_size}, so that all passes are of one size")
         return value
 
-    @field_validator("stop_after")
-    @classmethod
-    def _stops_within_the_run(cls, value: int | None, info: ValidationInfo) -> int | None:
-        steps = info.data.get("steps")
-        if value is not None and steps is not None and value > steps:
-            raise ValueError(f"must be at most training.steps={steps}; the run would end before and ignore it")
-        return value
-
 
 class CheckpointConfig(Config):
     """When to save what a run needs to be continued."""

@@ -55,6 +55,10 @@ class Stream(IntEnum):
     """Whether a client fails to answer."""
     LATENCY = 13
     """How long a client takes."""
+    NOISE_UP = 14
+    """What a client's link adds to what it sends."""
+    NOISE_DOWN = 15
+    """What a client's link adds to what it is sent."""
 
 
 @overload

@@ -285,8 +285,8 @@ def test_all_mistakes_come_in_one_report_in_the_order_of_the_lines(mistakes):
         ("training.steps=true", "training.steps: must be a whole number (got true)"),
         ("training.seed=1e19", "training.seed: must be a whole number (got 1e+19)"),
         ("training.clip_norm=0", "training.clip_norm: must be greater than 0 (got 0)"),
-        ("training.stop_after=1001", "training.stop_after: must be at most training.steps=1000; the run would end "
-                                     "before and ignore it (got 1001)"),
+        ("training.stop_after=1001", "training: stop_after=1001 must be at most training.steps=1000; the run would "
+                                     "end before and ignore it"),
         ("training.gradient_accumulation=3", "training.gradient_accumulation: must divide training.batch_size=16, so "
                                              "that all passes are of one size (got 3)"),
         ("launch={backend: nccl, device: cpu}", "launch.device: must not be cpu with launch.backend=nccl, which "

@@ -5,14 +5,27 @@ An algorithm is three pure functions over flat vectors (`algorithm.py`); engines
 """
 
 from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Sum, Vectors, federated_algorithms
-from disttrain.federated.algorithms import MIFA, SCAFCOM, SCALLION, FedAMD, FedAvg, FedDyn, ServerOptimizer
+from disttrain.federated.algorithms import (
+    MIFA,
+    RERCE,
+    SCAFCOM,
+    SCALLION,
+    ContinualRERCE,
+    FedAMD,
+    FedAvg,
+    FedDyn,
+    FedPAGE,
+    ServerOptimizer,
+)
 from disttrain.federated.engines import BatchedEngine, Engine, SerialEngine
+from disttrain.federated.least_squares import LeastSquares
 from disttrain.federated.rounds import Availability, Federation, RoundReport, Totals
 from disttrain.federated.store import ClientStore
 from disttrain.federated.work import Part, Plan, Problem, Work
 
 __all__ = [
     "MIFA",
+    "RERCE",
     "SCAFCOM",
     "SCALLION",
     "Algorithm",
@@ -20,11 +33,14 @@ __all__ = [
     "Availability",
     "BatchedEngine",
     "ClientStore",
+    "ContinualRERCE",
     "Engine",
     "FedAMD",
     "FedAvg",
     "FedDyn",
+    "FedPAGE",
     "Federation",
+    "LeastSquares",
     "Part",
     "Plan",
     "Problem",

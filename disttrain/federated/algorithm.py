@@ -70,9 +70,16 @@ class Algorithm:
 
     client_vectors: ClassVar[tuple[str, ...]] = ()
     """Names of the vectors that are kept for each client, all zero at first."""
+    client_numbers: ClassVar[tuple[str, ...]] = ()
+    """The same of single numbers, ``[L, 1]``."""
     plain_steps: ClassVar[bool] = True
     """Whether local steps must be plain SGD: with momentum or weight decay, what a client has moved is no longer the sum of its
     gradients, which the algorithm counts on."""
+    clips: ClassVar[bool] = True
+    """Whether gradients or steps can be clipped."""
+    adds_up: ClassVar[bool] = False
+    """Whether the server adds up for ever what clients send, and each client the same for itself: noise on the way up would add
+    up, too, at the server alone, and what the two keep would part."""
     meets_everybody: ClassVar[bool] = False
     """Whether round 0 is with all clients: the algorithm needs each of them once before it can do without most of them."""
     description: str = ""
@@ -90,7 +97,7 @@ class Algorithm:
         """One round of a block's clients.
 
         Args:
-            message: vectors ``[d]``, not changed.
+            message: what arrived at these clients, ``[L, d]`` each, not changed.
             state: of these clients, ``[L, d]`` each, not changed.
             work: their data.
 
@@ -102,6 +109,30 @@ class Algorithm:
     def aggregate(self, server: Vectors, replies: Replies, plan: Plan) -> Vectors:
         """The server's new vectors; the old ones are not changed."""
         raise NotImplementedError(f"{type(self).__name__} must define aggregate()")
+
+    def with_everybody(self, plan: Plan) -> bool:
+        """Whether all clients are asked in this round, rather than a cohort."""
+        return self.meets_everybody and plan.round == 0
+
+    def check(self, plan: Plan, name: str | None = None) -> None:
+        """Raise ValueError if the algorithm, called ``name``, is not for such rounds."""
+        name = type(self).__name__ if name is None else name
+        given = [f"{key}={value:g}" for key in ("momentum", "weight_decay") if (value := getattr(plan, key))]
+        if given and self.plain_steps:
+            raise ValueError(
+                f"{name} takes a client's move for the sum of its gradients, which it is not with {' and '.join(given)}: "
+                "it needs plain local steps. Set 0, or take fedavg or one of its kin"
+            )
+        if plan.clip_norm is not None and not self.clips:
+            raise ValueError(
+                f"{name} adds differences of gradients up from round to round, which they no longer are with "
+                f"clip_norm={plan.clip_norm:g}: set null, and a smaller lr"
+            )
+        if plan.noise_up and self.adds_up:
+            raise ValueError(
+                f"{name} adds up what clients send, at the server and at each client, and noise.up={plan.noise_up:g} would "
+                "add up at the server alone: set 0 (noise.down is fine), or take mifa or fedavg"
+            )
 
     def bytes_down(self, message: Vectors, plan: Plan, clients: Tensor) -> Tensor:
         """What each client is sent, int64 ``[L]``; by default the whole message."""
@@ -116,14 +147,9 @@ class AlgorithmConfig(ComponentConfig):
         """The algorithm itself."""
         raise NotImplementedError(f"{type(self).__name__} must define build()")
 
-    def check_steps(self, momentum: float, weight_decay: float) -> None:
-        """Raise ValueError if local steps cannot have momentum or weight decay."""
-        given = [f"{name}={value:g}" for name, value in (("momentum", momentum), ("weight_decay", weight_decay)) if value]
-        if given and self.build().plain_steps:
-            raise ValueError(
-                f"federated.algorithm.name={self.name} takes a client's move for the sum of its gradients, which it is not with "
-                f"{' and '.join(given)}: set 0, or take fedavg or one of its kin"
-            )
+    def check(self, plan: Plan) -> None:
+        """Raise ValueError if the algorithm is not for such rounds."""
+        self.build().check(plan, f"federated.algorithm.name={self.name}")
 
 
 federated_algorithms: Registry[AlgorithmConfig] = Registry("federated.algorithm", default="fedavg")

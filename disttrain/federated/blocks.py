@@ -62,7 +62,7 @@ def blocks_of(clients: Tensor, size: int) -> list[Tensor]:
 def compute(algorithm: Algorithm, problem: Problem, block: Block) -> tuple[Reply, Vectors, Ledger]:
     """All clients of the block at once."""
     work = Work.of_block(problem, block.plan, block.clients)
-    reply, state = algorithm.client(block.message, block.state, work)
+    reply, state = algorithm.client(work.receive(block.message), block.state, work)
     return reply, state, work.ledger
 
 

@@ -13,8 +13,14 @@ Direction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """From minibatch gradients ``[L, d]`` and the points ``[L, d]`` where they were taken to the directions to go against."""
 
 
-def descend(start: Tensor, work: Work, direction: Direction | None = None) -> tuple[Tensor, Tensor]:
+def descend(start: Tensor, work: Work, direction: Direction | None = None, first: int = 0) -> tuple[Tensor, Tensor]:
     """K times y ← y − η_l · direction(∇f_i(y; ξ_k), y), from ``start [L, d]``, which is not changed.
+
+    Args:
+        start: where the clients stand.
+        work: theirs.
+        direction: None: the gradients as they are.
+        first: the number of the first step, by which samples are drawn, where a round has several such descents.
 
     Returns:
         the last points, and the sums of all directions, each ``[L, d]``. With plain steps the latter are (start − y) / η_l, but
@@ -23,7 +29,7 @@ def descend(start: Tensor, work: Work, direction: Direction | None = None) -> tu
     """
     plan, y, total = work.plan, start, start * 0
     velocity = total
-    for step in range(plan.steps):
+    for step in range(first, first + plan.steps):
         gradient = work.gradient(y, step)
         gone = gradient if direction is None else direction(gradient, y)
         total = total + gone

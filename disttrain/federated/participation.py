@@ -4,7 +4,7 @@
 anybody who knows the members can repeat without a coordinator, as in "Decentralized Learning Made Practical with Client
 Sampling" (arXiv 2302.13837), and which changes by one client when one joins or leaves. ``weighted`` does the same with
 exponential variables, the first of whom come with probability in proportion to their weight (Efraimidis and Spirakis, 2006).
-``cyclic`` takes turns.
+``cyclic`` takes turns. ``trace`` reads from a file who is there, and draws among these as ``uniform`` does.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from disttrain import random
 from disttrain.component import ComponentConfig, Registry
+from disttrain.federated.traces import read_trace
 
 
 class ParticipationConfig(ComponentConfig):
@@ -32,6 +34,9 @@ class ParticipationConfig(ComponentConfig):
             round: from 0, in any order: the result depends on nothing else.
         """
         raise NotImplementedError(f"{type(self).__name__} must define cohort()")
+
+    def check(self, num_clients: int) -> None:
+        """Raise ValueError if it is not for so many clients."""
 
 
 participations: Registry[ParticipationConfig] = Registry("federated.participation", default="uniform")
@@ -73,3 +78,31 @@ class CyclicConfig(ParticipationConfig):
         order = random.key(seed, random.Stream.COHORT, 0, clients).argsort(stable=True)
         count = min(count, len(clients))
         return clients[order[torch.arange(round * count, (round + 1) * count) % len(clients)]]
+
+
+@participations.register
+class TraceConfig(UniformConfig):
+    """All clients alike among those that are there, which a file tells; with nobody there, a round is void."""
+
+    name: Literal["trace"] = "trace"  # type: ignore[assignment]
+    path: str = Field(min_length=1)
+    """A CSV file with the header client,from,until and a line for each stretch of rounds in which a client can be asked."""
+    period: int | None = Field(None, ge=1)
+    """Rounds after which the trace begins again; null: whoever it no longer names is gone."""
+
+    @field_validator("path")
+    @classmethod
+    def _can_be_read(cls, value: str) -> str:
+        read_trace(value)
+        return value
+
+    def check(self, num_clients: int) -> None:
+        """No line is of a client that does not exist."""
+        if (last := int(read_trace(self.path).clients.max())) >= num_clients:
+            raise ValueError(f"participation.path={self.path} names client {last}, and there are clients 0 to {num_clients - 1}")
+
+    def cohort(self, clients: Tensor, sizes: Tensor, count: int, seed: int, round: int) -> Tensor:
+        """The first by hash of those that are there."""
+        now = round if self.period is None else round % self.period
+        there = read_trace(self.path).there(clients, now)
+        return super().cohort(clients[there], sizes[there], count, seed, round)

@@ -117,7 +117,7 @@ class Federation:
         algorithm: what they do.
         x: ``[d]``, the initial model.
         engine: computes blocks of the same algorithm.
-        plan: of every round, but for its number and learning rate.
+        plan: of every round, but for its number, learning rate and number of clients.
         availability: who takes part.
         sizes: int64 ``[N]``, each client's samples; a client without any is never asked.
         block_size: clients of a block; another one adds up in another order, which shows in the last bits.
@@ -131,7 +131,7 @@ class Federation:
         totals: what they have cost.
 
     Raises:
-        ValueError: if there are not that many clients with samples, or steps are not plain that must be.
+        ValueError: if there are not that many clients with samples, or the algorithm is not for such rounds.
     """
 
     def __init__(
@@ -146,15 +146,16 @@ class Federation:
         lr: Callable[[int], float] | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.algorithm, self.engine, self.plan, self.availability, self.sizes = algorithm, engine, plan, availability, sizes
+        self.algorithm, self.engine, self.availability, self.sizes = algorithm, engine, availability, sizes
         self.clients = sizes.nonzero()[:, 0]
+        self.plan = replace(plan, num_clients=len(self.clients))  # means over all clients are over those that can have a say
         if not 1 <= availability.cohort <= len(self.clients):
             raise ValueError(f"cohort={availability.cohort} must be from 1 to {len(self.clients)}, the clients with samples")
-        if algorithm.plain_steps and (plan.momentum or plan.weight_decay):
-            raise ValueError(f"{type(algorithm).__name__} needs plain local steps, without momentum and weight decay")
+        algorithm.check(plan)
         self.block_size, self._lr = block_size, lr
         self.server: Vectors = algorithm.init(x)
-        self.store = ClientStore(algorithm.client_vectors, len(sizes), len(x), x.dtype, folder)
+        names, numbers = algorithm.client_vectors, algorithm.client_numbers
+        self.store = ClientStore(names, len(sizes), len(x), x.dtype, folder, numbers)
         self.round, self.totals = 0, Totals()
 
     @property
@@ -190,10 +191,11 @@ class Federation:
         if self.algorithm.meets_everybody and number == 0:  # an introduction: the server waits for all
             seconds = who.latency.draw(self.clients, plan.steps, seed, number)
             return self.clients, Arrivals(torch.ones(len(self.clients), dtype=torch.bool), float(seconds.max()))
-        count = min(who.waiting.invited(who.cohort), len(self.clients))
+        wanted = len(self.clients) if self.algorithm.with_everybody(plan) else who.cohort
+        count = min(who.waiting.invited(wanted), len(self.clients))
         cohort = who.participation.cohort(self.clients, self.sizes[self.clients], count, seed, number)
         seconds = who.latency.draw(cohort, plan.steps, seed, number)
-        return cohort, who.waiting.decide(answering(cohort, who.dropout, seed, number), seconds, who.cohort)
+        return cohort, who.waiting.decide(answering(cohort, who.dropout, seed, number), seconds, wanted)
 
     def _compute(self, message: Vectors, plan: Plan, clients: Tensor) -> list[BlockResult]:
         """The results of the blocks that came back; what is accepted is staged."""

@@ -18,6 +18,15 @@ Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
+class NoiseConfig(Config):
+    """Gaussian noise of a link, on each entry of each vector, drawn for each client and round."""
+
+    up: float = Field(0.0, ge=0)
+    """Variance on the way to the server."""
+    down: float = Field(0.0, ge=0)
+    """Variance on the way to a client, each of which receives a message of its own."""
+
+
 class FederatedConfig(Config):
     """A server, and clients that own the training samples."""
 
@@ -41,6 +50,8 @@ class FederatedConfig(Config):
     """The same; added to the gradient, times the parameters."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     """A gradient of larger norm is scaled down to it before a local step; null: never."""
+    noise: NoiseConfig = NoiseConfig()
+    """Of the links."""
     algorithm: SerializeAsAny[AlgorithmConfig] = FedAvgConfig()
     """What clients and server do."""
     participation: SerializeAsAny[ParticipationConfig] = UniformConfig()
@@ -68,7 +79,8 @@ class FederatedConfig(Config):
             )
         if self.cohort_size > self.clients:
             raise ValueError(f"cohort={self.cohort} must be at most federated.clients={self.clients}")
-        self.algorithm.check_steps(self.momentum, self.weight_decay)
+        self.algorithm.check(self.plan(seed=0))
+        self.participation.check(self.clients)
         if isinstance(self.participation, WeightedConfig) and getattr(self.algorithm, "weighting", "uniform") == "samples":
             raise ValueError(
                 "participation.name=weighted asks clients by their samples, and algorithm.weighting=samples would count these a "
@@ -93,6 +105,8 @@ class FederatedConfig(Config):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             clip_norm=self.clip_norm,
+            noise_up=self.noise.up,
+            noise_down=self.noise.down,
         )
 
     def availability(self) -> Availability:

@@ -25,16 +25,24 @@ class ClientStore:
         d: entries of a vector.
         dtype: of their entries.
         folder: for memory-mapped files, used from :data:`LARGE_BYTES` on; None: always in memory.
+        numbers: names of what is one number for each client, ``[N, 1]``.
 
     Attributes:
         vectors: the committed ones, by name.
     """
 
     def __init__(
-        self, names: tuple[str, ...], num_clients: int, d: int, dtype: torch.dtype = torch.float32, folder: Path | None = None
+        self,
+        names: tuple[str, ...],
+        num_clients: int,
+        d: int,
+        dtype: torch.dtype = torch.float32,
+        folder: Path | None = None,
+        numbers: tuple[str, ...] = (),
     ) -> None:
         mapped = folder if len(names) * num_clients * d * dtype.itemsize >= LARGE_BYTES else None
         self.vectors = {name: _zeros(num_clients, d, dtype, None if mapped is None else mapped / name) for name in names}
+        self.vectors |= {name: torch.zeros(num_clients, 1, dtype=dtype) for name in numbers}
         self._staged: list[tuple[Tensor, Mapping[str, Tensor]]] = []
 
     def read(self, clients: Tensor) -> dict[str, Tensor]:

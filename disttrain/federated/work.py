@@ -7,8 +7,9 @@ again, elsewhere or in other company, draws the same.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,12 +37,25 @@ class Problem(Protocol):
         ...
 
 
+@runtime_checkable
+class ExactProblem(Protocol):
+    """One whose local problems have solutions in closed form, such as least squares."""
+
+    def minimise(self, clients: Tensor, centre: Tensor, rho: float) -> Tensor:
+        """argmin f_k(x) + ρ/2 ‖x − centre_k‖² of each client, ``[L, d]``."""
+        ...
+
+    def move(self, clients: Tensor, x: Tensor, centre: Tensor, rho: float, times: Tensor) -> Tensor:
+        """``times [L]`` times x ← argmin f_k(·) − ⟨∇f_k(x), ·⟩ + ρ/2 ‖· − centre_k‖², from ``x [L, d]``; ``[L, d]``."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is the same for all clients of a round.
 
     Args:
-        num_clients: N, of the whole federation.
+        num_clients: N, of the whole federation, those without samples not counted.
         seed: the run's.
         steps: K, local steps.
         lr: η_l, of local steps in this round.
@@ -50,6 +64,8 @@ class Plan:
         momentum: of local steps, where the algorithm allows it.
         weight_decay: the same; added to the gradient, times the parameters.
         clip_norm: a sampled gradient of larger Euclidean norm is scaled down to it; None: never.
+        noise_up: variance of the Gaussian noise on each entry of what a client sends.
+        noise_down: the same of what it is sent.
         round: its number, from 0.
     """
 
@@ -62,6 +78,8 @@ class Plan:
     momentum: float = 0.0
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    noise_up: float = 0.0
+    noise_down: float = 0.0
     round: int = 0
 
 
@@ -134,24 +152,59 @@ class Work:
         """How many samples each client has: int64 ``[L]``."""
         return self.problem.sizes[self.clients]
 
-    def gradient(self, y: Tensor, step: int) -> Tensor:
-        """Gradients at ``y [L, d]`` of the clients' minibatches of a local step; the same step draws the same samples."""
+    def receive(self, message: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What arrives at the clients of vectors ``[d]`` that are sent to all: ``[L, d]``, with each one's own noise."""
+        arrived = {name: vector.expand(len(self), -1) for name, vector in message.items()}
+        if self.plan.noise_down:
+            for number, (name, rows) in enumerate(arrived.items()):
+                arrived[name] = rows + self._noise(random.Stream.NOISE_DOWN, self.plan.noise_down, rows, number)
+        return arrived
+
+    def gradient(self, y: Tensor, step: int, clip: bool = True) -> Tensor:
+        """Gradients at ``y [L, d]`` of the clients' minibatches of a local step; the same step draws the same samples.
+
+        Args:
+            y: not changed.
+            step: its number.
+            clip: whether the plan's ``clip_norm`` holds; an algorithm that takes differences of gradients must clip what it
+                makes of them instead, or they are no differences any more.
+        """
         b = self.plan.batch_size
         draws = random.bits(self._keys(random.Stream.BATCHES), b, start=step * b)
         losses, gradients = self.problem.gradients(y, self.clients, draws)
         self._note(torch.full_like(self.clients, b), losses)
-        return self._clipped(gradients)
+        return self.clipped(gradients) if clip else gradients
 
-    def large_gradient(self, y: Tensor) -> Tensor:
-        """Gradients at ``y [L, d]`` of large batches, by default of all local data."""
+    def large_gradient(self, y: Tensor, number: int = 0) -> Tensor:
+        """Gradients at ``y [L, d]`` of large batches, by default of all local data; never clipped, for no step is along them.
+
+        Args:
+            y: not changed.
+            number: of the batch; the same one draws the same samples.
+        """
         b = self.plan.large_batch
-        draws = None if b is None else random.bits(self._keys(random.Stream.LARGE_BATCH), b)
+        draws = None if b is None else random.bits(self._keys(random.Stream.LARGE_BATCH), b, start=number * b)
         losses, gradients = self.problem.gradients(y, self.clients, draws)
         self._note(self.sizes if b is None else torch.full_like(self.clients, b), losses)
-        return self._clipped(gradients)
+        return gradients
+
+    def exact(self) -> ExactProblem:
+        """The problem as one with solutions in closed form.
+
+        Raises:
+            TypeError: if it has none to offer.
+        """
+        if not isinstance(self.problem, ExactProblem):
+            raise TypeError(f"{type(self.problem).__name__} cannot be minimised in closed form: use local steps")
+        return self.problem
 
     def send(
-        self, x: Tensor, compressor: Compressor | None = None, weights: Tensor | None = None, who: Tensor | None = None
+        self,
+        x: Tensor,
+        compressor: Compressor | None = None,
+        weights: Tensor | None = None,
+        who: Tensor | None = None,
+        number: int = 0,
     ) -> Part:
         """What the server gets when the clients send ``x [L, d]``.
 
@@ -160,12 +213,20 @@ class Work:
             compressor: by which it is encoded, all of it as one vector, and decoded again; None: sent as it is.
             weights: ``[L]``; None: all count the same.
             who: booleans ``[L]``; the others send nothing. None: all do.
+            number: of the vector, if a client sends several in a round, whose noises must not be the same.
+
+        Raises:
+            ValueError: if a payload were to travel over a noisy link, which adds to entries, not to bytes.
         """
         values, num_bytes = x, x.shape[-1] * x.element_size()
         if compressor is not None:
             keys = self._keys(random.Stream.COMPRESSION) if compressor.is_random else None
             payload = compressor.encode(x, keys)
             values, num_bytes = compressor.decode(payload, x.shape[-1]).to(x.dtype), payload.shape[-1]
+        if self.plan.noise_up:
+            if compressor is not None:
+                raise ValueError("noise is added to entries of vectors that are sent as they are, not to a compressor's payload")
+            values = x + self._noise(random.Stream.NOISE_UP, self.plan.noise_up, x, number)
         sends = torch.ones(len(self), dtype=torch.bool) if who is None else who
         weights = torch.ones(len(self), dtype=torch.float64) if weights is None else weights.double()
         return Part(values, weights * sends, num_bytes * sends.long())
@@ -173,9 +234,16 @@ class Work:
     def _keys(self, stream: random.Stream) -> Tensor:
         return random.key(self.plan.seed, stream, self.plan.round, self.clients)
 
-    def _clipped(self, gradients: Tensor) -> Tensor:
-        """torch's formula, client by client. It is the sampled gradient that is clipped, not what is made of it, so that
-        control variates stay means of gradients."""
+    def _noise(self, stream: random.Stream, variance: float, x: Tensor, number: int) -> Tensor:
+        d = x.shape[-1]
+        noise: Tensor = variance**0.5 * random.normal(self._keys(stream), d, start=number * d)
+        return noise.to(x.dtype)
+
+    def clipped(self, gradients: Tensor) -> Tensor:
+        """``[L, d]``, of norm ``clip_norm`` at most: torch's formula, client by client.
+
+        Where it is the sampled gradient that is clipped, not what is made of it, control variates stay means of gradients.
+        """
         if self.plan.clip_norm is None:
             return gradients
         norms = torch.linalg.vector_norm(gradients, dim=-1, keepdim=True)

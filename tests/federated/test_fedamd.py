@@ -138,6 +138,23 @@ def test_best_probabilities(cohort, best, closed, conservative):
     assert conservative_probability(100, cohort) == pytest.approx(conservative, abs=6e-4)
 
 
+@pytest.mark.parametrize("clip_norm", [1e-3, 0.5])
+def test_no_step_is_longer_than_its_clip_norm_and_gradients_stay_whole(clip_norm):
+    problem = FullGradients(4, 3, spread=5.0)
+    fed = run(federation(FedAMD(period=2), problem, steps=3, lr=0.1, clip_norm=clip_norm), 1)
+    torch.testing.assert_close(fed.store.vectors["cache"], problem.gradient(torch.zeros(3, dtype=torch.float64)))
+    y = before = torch.zeros(4, 3, dtype=torch.float64)
+    g = problem.gradient(y[0]).mean(0).expand(4, -1)
+    for step in range(3):
+        if step:
+            both = (problem.gradients(each, torch.arange(4), None)[1] for each in (y, before))
+            g = g + next(both) - next(both)
+        before, y = y, y - 0.1 * g * (clip_norm / (g.norm(dim=-1, keepdim=True) + 1e-6)).clamp(max=1.0)
+    fed.step()
+    torch.testing.assert_close(fed.x, y.mean(0), atol=1e-12, rtol=1e-12)
+    assert fed.x.norm() <= 3 * 0.1 * clip_norm
+
+
 @pytest.mark.parametrize("wrong", [{"probability": 1.5}, {"probability": -0.1}, {"period": 1}])
 def test_bad_arguments(wrong):
     with pytest.raises(ValueError, match="must be"):

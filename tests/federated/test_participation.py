@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disttrain.federated import MIFA, SCALLION, Availability, FedAMD, FedAvg
 from disttrain.federated.arrivals import DeadlineConfig, LatencyConfig, OvercommitConfig, WaitForAllConfig, answering
-from disttrain.federated.participation import CyclicConfig, UniformConfig, WeightedConfig
+from disttrain.federated.participation import CyclicConfig, TraceConfig, UniformConfig, WeightedConfig
+from tests.federated.quadratics import Quadratics, federation, run
 from tests.federated.strategies import few
 
 WAYS = [UniformConfig(), WeightedConfig(), CyclicConfig()]
@@ -97,3 +99,73 @@ def test_latencies_are_log_normal_and_a_clients_own():
     assert not torch.equal(
         LatencyConfig(round_spread=1.0).draw(clients, 1, 0, 3), LatencyConfig(round_spread=1.0).draw(clients, 1, 0, 4)
     )
+
+
+def trace(tmp_path, *lines, **settings):
+    path = tmp_path / "trace.csv"
+    path.write_text("client,from,until\n" + "".join(f"{line}\n" for line in lines))
+    return TraceConfig(path=str(path), **settings)
+
+
+def test_a_trace_tells_who_can_be_asked(tmp_path):
+    way = trace(tmp_path, "0,0,3", "", "2,1,2", "0,5,6", "3,0,6")
+    clients, sizes = torch.arange(5), torch.ones(5).long()
+    there = [sorted(way.cohort(clients, sizes, 9, 0, number).tolist()) for number in range(8)]
+    assert there == [[0, 3], [0, 2, 3], [0, 3], [3], [3], [0, 3], [], []]
+    assert [len(way.cohort(clients, sizes, 1, 0, number)) for number in range(8)] == [1] * 6 + [0] * 2
+    again = trace(tmp_path, "0,0,3", "2,1,2", "0,5,6", "3,0,6", period=6)
+    assert sorted(again.cohort(clients, sizes, 9, 0, 6 * 10**6 + 1).tolist()) == [0, 2, 3]
+    assert again.cohort(clients[1:3], sizes[1:3], 9, 0, 0).tolist() == [], "who has no samples is not there"
+
+
+def test_who_is_always_there_is_asked_as_by_uniform(tmp_path):
+    way = trace(tmp_path, *(f"{client},0,1" for client in range(20)), period=1)
+    clients, sizes = torch.arange(20), torch.ones(20).long()
+    for number in range(5):
+        assert torch.equal(way.cohort(clients, sizes, 6, 3, number), UniformConfig().cohort(clients, sizes, 6, 3, number))
+
+
+@pytest.mark.parametrize("waiting", [WaitForAllConfig(), DeadlineConfig(seconds=3.0), OvercommitConfig()])
+@pytest.mark.parametrize("algorithm", [FedAvg(), SCALLION(), MIFA(), FedAMD(0.5)])
+def test_a_round_with_nobody_there_is_void(tmp_path, algorithm, waiting):
+    who = Availability(2, trace(tmp_path, "0,0,1", "1,0,3", "2,2,3"), waiting)
+    fed = run(federation(algorithm, Quadratics(3, 2), availability=who), 3)
+    before = fed.x
+    report = fed.step()
+    assert (report.void, report.asked, report.bytes_down, report.virtual_seconds) == (True, 0, 0, 0.0)
+    assert torch.equal(fed.x, before)
+
+
+WRONG = {
+    "no such file": (None, "cannot read"),
+    "empty": ("", "an empty file"),
+    "no header": ("0,0,3\n", "must be the header client,from,until, got 0,0,3"),
+    "no line": ("client,from,until\n", "no client would ever be there"),
+    "text": ("client,from,until\n1,0,3\n1,a,3\n", ":3: must be a client and rounds"),
+    "too few": ("client,from,until\n1,0\n", ":2: must be a client and rounds"),
+    "backwards": ("client,from,until\n1,3,3\n", "from < until"),
+    "negative": ("client,from,until\n-1,0,3\n", ":2: must be a client and rounds"),
+    "binary": (b"\xff\xfe\x00", "not UTF-8 text"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_bad_trace_is_refused_with_its_line(tmp_path, case):
+    content, message = WRONG[case]
+    path = tmp_path / "trace.csv"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=message):
+        TraceConfig(path=str(path))
+
+
+def test_a_trace_of_clients_that_do_not_exist_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="names client 5, and there are clients 0 to 4"):
+        trace(tmp_path, "5,0,3").check(5)
+    trace(tmp_path, "5,0,3").check(6)
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path):
+    clients, sizes = torch.arange(3), torch.ones(3).long()
+    assert trace(tmp_path, "1,0,3").cohort(clients, sizes, 3, 0, 0).tolist() == [1]
+    assert sorted(trace(tmp_path, "0,0,3", "2,0,3").cohort(clients, sizes, 3, 0, 0).tolist()) == [0, 2]

@@ -62,6 +62,9 @@ ALGORITHMS = {
     "fedamd_sequential": algorithm("fedamd_sequential"),
     "mifa": algorithm("mifa"),
     "feddyn": algorithm("feddyn"),
+    "fedpage": algorithm("fedpage", "probability=0.3"),
+    "rerce": (*algorithm("rerce", "rho=0.1"), "federated.noise.up=1e-6"),
+    "rerce_continual": (*algorithm("rerce_continual", "rho=0.1"), "federated.noise.down=1e-6"),
 }
 
 
@@ -120,6 +123,17 @@ def test_late_and_lost_clients_are_counted(config, tmp_path):
     assert summary["virtual_seconds"] <= 48
 
 
+def test_a_trace_tells_who_is_there(config, tmp_path, capsys):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("client,from,until\n" + "".join(f"{client},0,{6 + client}\n" for client in range(4)))
+    assert federate(config, tmp_path / "run", f"federated.participation={{name: trace, path: {trace}}}") == 0
+    summary = summary_of(tmp_path / "run")
+    assert (summary["clients_used"], summary["void_rounds"]) == (6 + 7 + 8 + 9, 3)
+    trace.write_text("client,from,until\n20,0,5\n")
+    assert federate(config, tmp_path / "other", f"federated.participation={{name: trace, path: {trace}}}") == 2
+    assert "names client 20, and there are clients 0 to 19" in capsys.readouterr().err
+
+
 def test_a_model_with_dropout_draws_by_round_and_client(config, tmp_path):
     options = ("model.dropout=0.3",)
     assert federate(config, tmp_path / "whole", *options) == 0
@@ -176,8 +190,12 @@ WRONG = {
     "cohort beyond the clients": (["federated.cohort=21"], "must be at most federated.clients=20"),
     "momentum in SCAFFOLD": ([*algorithm("scaffold"), "federated.momentum=0.9"], "which it is not with momentum=0.9"),
     "weight decay in SCAFCOM": ([*algorithm("scafcom"), "federated.weight_decay=0.1"], "which it is not with weight_decay=0.1"),
+    "clipping in FedPAGE": ([*algorithm("fedpage"), "federated.clip_norm=1"], "no longer are with clip_norm=1"),
+    "noise upwards in SCAFFOLD": ([*algorithm("scaffold"), "federated.noise.up=0.1"], "noise.up=0.1 would add up"),
+    "negative noise": (["federated.noise.up=-1"], "federated.noise.up: must be at least 0"),
     "unknown algorithm": ([*algorithm("fedavgg")], 'unknown algorithm "fedavgg"; did you mean "fedavg'),
     "unknown participation": (["federated.participation.name=unifrom"], 'did you mean "uniform"'),
+    "no trace": (["federated.participation={name: trace, path: nowhere.csv}"], "cannot read nowhere.csv: No such file"),
     "unknown waiting": (["federated.waiting.name=deadlines"], 'did you mean "deadline"'),
     "unknown key": (["federated.client=3"], "unknown key"),
     "a biased compressor in SCALLION": ([*algorithm("scallion", "compressor={name: top_k}")], "scallion is for unbiased"),
@@ -212,6 +230,12 @@ def test_a_config_without_the_section_is_refused(tmp_path, capsys):
     path.write_text("model: {name: mlp}\ndata: {name: digits}\nobjective: {name: classification}\n")
     assert federate(path, tmp_path / "run") == 2
     assert "no section federated" in capsys.readouterr().err
+
+
+def test_stopping_counts_rounds_and_not_the_steps_of_other_runs(config, tmp_path):
+    assert load_config(config, ["federated.rounds=5000", "training.stop_after=2000"]).config.training.stop_after == 2000
+    with pytest.raises(ConfigError, match=r"stop_after=2000 must be at most training\.steps=1000"):
+        load_config(config, ["federated=null", "training.stop_after=2000"])
 
 
 def test_other_commands_refuse_the_section(config):

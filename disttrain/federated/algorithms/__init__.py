@@ -3,14 +3,19 @@
 from disttrain.federated.algorithms.fedamd import FedAMD, FedAMDConfig, FedAMDSequentialConfig
 from disttrain.federated.algorithms.fedavg import FedAvg, FedAvgConfig
 from disttrain.federated.algorithms.feddyn import FedDyn, FedDynConfig
+from disttrain.federated.algorithms.fedpage import FedPAGE, FedPAGEConfig
 from disttrain.federated.algorithms.mifa import MIFA, MIFAConfig
+from disttrain.federated.algorithms.rerce import RERCE, ContinualRERCE, ContinualRERCEConfig, RERCEConfig
 from disttrain.federated.algorithms.scallion import SCAFCOM, SCALLION, ScafcomConfig, ScaffoldConfig, ScallionConfig
 from disttrain.federated.algorithms.server_optimizers import ServerOptimizer
 
 __all__ = [
     "MIFA",
+    "RERCE",
     "SCAFCOM",
     "SCALLION",
+    "ContinualRERCE",
+    "ContinualRERCEConfig",
     "FedAMD",
     "FedAMDConfig",
     "FedAMDSequentialConfig",
@@ -18,7 +23,10 @@ __all__ = [
     "FedAvgConfig",
     "FedDyn",
     "FedDynConfig",
+    "FedPAGE",
+    "FedPAGEConfig",
     "MIFAConfig",
+    "RERCEConfig",
     "ScafcomConfig",
     "ScaffoldConfig",
     "ScallionConfig",

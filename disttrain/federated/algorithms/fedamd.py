@@ -18,6 +18,10 @@ client tosses a coin in every round. p = 0 would never renew ḡ, and diverges; 
 
 Round 0 is with all N clients, who all anchor: the paper starts from v_i = ∇f_i(x_0). It costs a large batch and d floats of each
 client, and is counted. A client that does not answer leaves its cache as it was.
+
+With ``clip_norm`` it is the step that is clipped, y ← y − η_l clip(g), as in SPIDER (arXiv 1807.01695), not the gradients of
+which g is made: differences of clipped gradients would be no bound on g, and no estimate of ∇f. Over noisy links the server's
+caches are what it has received.
 """
 
 from __future__ import annotations
@@ -86,9 +90,10 @@ class FedAMD(Algorithm):
         if anchor.any():
             cache[anchor] = work.among(anchor).large_gradient(x[anchor])
         if not anchor.all():
-            delta[~anchor] = mine(x[~anchor], message["mean_cache"], work.among(~anchor))
+            delta[~anchor] = mine(x[~anchor], message["mean_cache"][~anchor], work.among(~anchor))
         renewed = work.send(cache, who=anchor)
-        change = replace(renewed, values=cache - state["cache"])  # the server has the old ones
+        cache = torch.where(anchor[:, None], renewed.values, state["cache"])  # as the server has it
+        change = replace(renewed, values=cache - state["cache"])
         return {"change": change, "delta": work.send(delta, who=~anchor)}, {"cache": cache}
 
     def aggregate(self, server: Vectors, replies: Replies, plan: Plan) -> Vectors:
@@ -101,13 +106,12 @@ class FedAMD(Algorithm):
 
 
 def mine(x: Tensor, direction: Tensor, work: Work) -> Tensor:
-    """K recursive steps from ``x [L, d]``, the first along ``direction [d]``; how far they have gone, ``[L, d]``."""
-    before = y = x
-    g = direction.expand_as(x)
+    """K recursive steps from ``x``, the first along ``direction``; how far they have gone; all of them ``[L, d]``."""
+    before, y, g = x, x, direction
     for step in range(work.plan.steps):
         if step:  # at step 0 both points are x, and the difference is zero
-            g = g + (work.gradient(y, step) - work.gradient(before, step))
-        before, y = y, y - work.plan.lr * g
+            g = g + (work.gradient(y, step, clip=False) - work.gradient(before, step, clip=False))
+        before, y = y, y - work.plan.lr * work.clipped(g)
     return y - x
 
 

@@ -37,6 +37,7 @@ class FedDyn(Algorithm):
 
     alpha: float = 0.1
     client_vectors: ClassVar[tuple[str, ...]] = ("gradient",)
+    adds_up: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:

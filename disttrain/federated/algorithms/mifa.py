@@ -7,7 +7,8 @@
     server:  G_i ← what arrived, of the others the last;   x ← x − η_s η_l · (1/N) Σ over all N of G_i
 
 A client that does not answer is represented by its last G_i. Every client is needed once before the first step, so round 0 is
-with all of them; one that is lost even then counts as zero until it answers. N · d floats at the server.
+with all of them; one that is lost even then counts as zero until it answers. N · d floats at the server, which
+are what it has received, noise of the links included.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class MIFA(Algorithm):
         """Local steps, whose sum of gradients is sent."""
         _, total = descend(rows_of(message["x"], len(work)), work)
         sent = work.send(total)
-        return {"change": replace(sent, values=total - state["memory"])}, {"memory": total}  # the server has the old ones
+        return {"change": replace(sent, values=sent.values - state["memory"])}, {"memory": sent.values}  # as the server has it
 
     def aggregate(self, server: Vectors, replies: Replies, plan: Plan) -> Vectors:
         """Along the mean of all memories, those just renewed among them."""

@@ -48,6 +48,7 @@ class _ControlledAveraging(Algorithm):
     compressor: Compressor | None = None
     server_lr: float = 1.0
     client_vectors: ClassVar[tuple[str, ...]] = ("control",)
+    adds_up: ClassVar[bool] = True
 
     def init(self, x: Tensor) -> Vectors:
         """The model, and c = 0."""

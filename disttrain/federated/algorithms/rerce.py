@@ -1,0 +1,161 @@
+"""RERCE-Fed: consensus by ADMM over noisy links, without dual variables.
+
+"Noise-Robust and Resource-Efficient ADMM-based Federated Learning" (arXiv 2409.13451). Two consecutive steps of ADMM for
+min Σ f_k(x_k) with all x_k = z, subtracted, eliminate the duals, and with them one of two noisy vectors that travel::
+
+    round 0, all clients:  x_k ← argmin f_k(x) + ρ/2 ‖x − x_0‖²;   z⁻ = x_0
+    down: s
+    client:  x_k ← argmin f_k(x) − ⟨∇f_k(x_k), x⟩ + ρ/2 ‖x − s‖²;     up: x_k
+    server:  z ← mean of those that answered;   s ← 2 z − z⁻
+
+For least squares that is the paper's x_k ← (I − ρB_k) x_k + ρB_k s with B_k = (H_kᵀW_kH_k + ρI)⁻¹, which a problem that offers
+closed forms gets with ``exact``. Any other loss is minimised inexactly, from x_k by K steps y ← y − η_l (∇f_k(y; ξ) − g_k +
+ρ (y − s)), where g_k = ∇f_k(x_k) is computed anew in each round, a large batch, so that no errors add up in it.
+
+*Continual local updates*, for few participants: a client goes on, in every round in which it is not asked, with the last s that
+it has heard, and the server counts those that are not asked with the last that it has heard of them::
+
+    down: w
+    client:  x⁻ ← x_k;   x_k as above, with s = w;     up: s_k = 2 x_k − x⁻
+    server:  w ← (1/N) Σ over all N of the last s_k
+
+With everybody, both are dual ADMM. Here a client catches up when it is asked again, which comes to the same.
+
+Beware of few participants. Any x that all clients share is a fixed point of either form, whether or not it minimises anything:
+what picks the minimum is Σ B_k⁻¹ x_k − ρ N z⁻, which rounds of everybody conserve and other rounds, and noise, let drift. The
+drift is small where ρ is small against the curvature of f_k, the paper's setting, and not otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Vectors, federated_algorithms
+from disttrain.federated.local_steps import descend
+from disttrain.federated.work import Plan, Work
+
+
+@dataclass(frozen=True)
+class RERCE(Algorithm):
+    """Dual-free ADMM.
+
+    Args:
+        rho: ρ, how strongly clients are held together.
+        exact: minimise in closed form.
+
+    Raises:
+        ValueError: unless ρ is positive.
+    """
+
+    rho: float = 1.0
+    exact: bool = False
+    client_vectors: ClassVar[tuple[str, ...]] = ("model",)
+    meets_everybody: ClassVar[bool] = True
+    clips: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.rho > 0:
+            raise ValueError(f"rho must be positive, got {self.rho}")
+
+    def init(self, x: Tensor) -> Vectors:
+        """z, and s."""
+        return {"x": x.clone(), "s": x.clone()}
+
+    def broadcast(self, server: Vectors) -> Vectors:
+        """s alone."""
+        return {"s": server["s"]}
+
+    def client(self, message: Vectors, state: Vectors, work: Work) -> tuple[Reply, Vectors]:
+        """The bent local problem, around what was heard of s."""
+        s = message["s"]
+        model = self.begin(s, work) if work.plan.round == 0 else self.move(state["model"], s, work)
+        return {"model": work.send(model)}, {"model": model}
+
+    def begin(self, s: Tensor, work: Work) -> Tensor:
+        """argmin f_k(x) + ρ/2 ‖x − s‖²."""
+        if self.exact:
+            return work.exact().minimise(work.clients, s, self.rho)
+        return descend(s, work, lambda gradient, y: gradient + self.rho * (y - s))[0]
+
+    def move(self, model: Tensor, s: Tensor, work: Work, number: int = 0) -> Tensor:
+        """argmin f_k(x) − ⟨∇f_k(model), x⟩ + ρ/2 ‖x − s‖²; ``number`` tells a round's moves of one client apart."""
+        if self.exact:
+            return work.exact().move(work.clients, model, s, self.rho, torch.ones(len(work), dtype=model.dtype))
+        g = work.large_gradient(model, number)
+        return descend(model, work, lambda gradient, y: gradient - g + self.rho * (y - s), number * work.plan.steps)[0]
+
+    def aggregate(self, server: Vectors, replies: Replies, plan: Plan) -> Vectors:
+        """The mean of what arrived, and where it is heading."""
+        z = replies["model"].mean
+        return {"x": z, "s": 2 * z - server["x"]}
+
+
+@dataclass(frozen=True)
+class ContinualRERCE(RERCE):
+    """Clients that are not asked go on, and the server remembers them."""
+
+    client_vectors: ClassVar[tuple[str, ...]] = ("model", "heard", "memory")
+    client_numbers: ClassVar[tuple[str, ...]] = ("rounds",)
+
+    def init(self, x: Tensor) -> Vectors:
+        """w, and the mean of all memories, none as yet."""
+        return {"x": x.clone(), "mean_memory": torch.zeros_like(x)}
+
+    def broadcast(self, server: Vectors) -> Vectors:
+        """w alone."""
+        return {"w": server["x"]}
+
+    def client(self, message: Vectors, state: Vectors, work: Work) -> tuple[Reply, Vectors]:
+        """All rounds since the client was last asked, and this one."""
+        w, number = message["w"], work.plan.round
+        before = w if number == 0 else self.caught_up(state, work)
+        model = self.begin(w, work) if number == 0 else self.move(before, w, work)
+        sent = work.send(2 * model - before)
+        change = replace(sent, values=sent.values - state["memory"])  # the server has the old ones
+        rounds = torch.full_like(state["rounds"], number + 1)
+        return {"change": change}, {"model": model, "heard": w, "memory": sent.values, "rounds": rounds}
+
+    def caught_up(self, state: Vectors, work: Work) -> Tensor:
+        """The clients' models ``[L, d]`` before the round: those not asked have gone on with what they had heard."""
+        model, heard, missed = state["model"], state["heard"], work.plan.round - state["rounds"][:, 0]
+        if self.exact:
+            return work.exact().move(work.clients, model, heard, self.rho, missed)
+        model = model.clone()
+        for number in range(int(missed.max())):
+            late = missed > number
+            model[late] = self.move(model[late], heard[late], work.among(late), number + 1)
+        return model
+
+    def aggregate(self, server: Vectors, replies: Replies, plan: Plan) -> Vectors:
+        """The mean of all memories, those just renewed among them."""
+        mean = server["mean_memory"] + replies["change"].vector / plan.num_clients
+        return {"x": mean.clone(), "mean_memory": mean}  # two tensors, for a checkpoint holds no aliases
+
+
+@federated_algorithms.register
+class RERCEConfig(AlgorithmConfig):
+    """ADMM without dual variables, for noisy links (arXiv 2409.13451); each local problem is solved by the local steps."""
+
+    name: Literal["rerce"] = "rerce"
+    rho: float = Field(1.0, gt=0)
+    """ρ, how strongly clients are held together."""
+
+    def build(self) -> RERCE:
+        """The algorithm itself."""
+        return RERCE(self.rho)
+
+
+@federated_algorithms.register
+class ContinualRERCEConfig(RERCEConfig):
+    """rerce whose clients go on computing while they are not asked, and are remembered (arXiv 2409.13451)."""
+
+    name: Literal["rerce_continual"] = "rerce_continual"  # type: ignore[assignment]
+
+    def build(self) -> ContinualRERCE:
+        """The algorithm itself."""
+        return ContinualRERCE(self.rho)
