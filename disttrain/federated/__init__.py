@@ -6,7 +6,7 @@ An algorithm is three pure functions over flat vectors (`algorithm.py`); engines
 
 from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Sum, Vectors, federated_algorithms
 from disttrain.federated.algorithms import MIFA, SCAFCOM, SCALLION, FedAMD, FedAvg, FedDyn, ServerOptimizer
-from disttrain.federated.engines import BatchedEngine, Engine, SerialEngine
+from disttrain.federated.engines import BatchedEngine, Engine, EngineFailed, RayConfig, RayEngine, SerialEngine
 from disttrain.federated.rounds import Availability, Federation, RoundReport, Totals
 from disttrain.federated.store import ClientStore
 from disttrain.federated.work import Part, Plan, Problem, Work
@@ -21,6 +21,7 @@ __all__ = [
     "BatchedEngine",
     "ClientStore",
     "Engine",
+    "EngineFailed",
     "FedAMD",
     "FedAvg",
     "FedDyn",
@@ -28,6 +29,8 @@ __all__ = [
     "Part",
     "Plan",
     "Problem",
+    "RayConfig",
+    "RayEngine",
     "Replies",
     "Reply",
     "RoundReport",

@@ -188,6 +188,11 @@ WRONG = {
     "steps": (["training.steps=10"], "set federated.rounds"),
     "no partition": (["partition.name=none"], "clients must own their samples"),
     "a GPU": (["launch.device=cuda"], "clients are simulated on the CPU"),
+    "settings of Ray without it": (["federated.ray.actors=2"], "federated.ray: would be ignored with federated.engine=auto"),
+    "more actors than CPUs": (["federated.engine=ray", "federated.ray.actors=5000"], "federated.ray.actors=5000 with launch.thr"),
+    "nobody at Ray's address": (["federated.engine=ray", "federated.ray.address=127.0.0.1:1"], "nobody answers there"),
+    "no address": (["federated.engine=ray", "federated.ray.address=ray://head"], "must be host:port of the cluster's head"),
+    "retries of a wrong kind": (["federated.ray.retries=-1"], "federated.ray.retries"),
     "stopping after the end": (["training.stop_after=13"], "must be at most federated.rounds=12"),
     "BatchNorm": (["model.norm=batch"], "keeps running statistics"),
     "tokens": (["data={name: random_tokens}"], "classif"),
@@ -253,3 +258,37 @@ def test_an_algorithm_of_the_users_own(tmp_path, monkeypatch):
     path = tmp_path / "mine.yaml"
     path.write_text("imports: [my_algorithm_of_a_test]\nfederated: {algorithm: {name: mine, strength: 3.0}}\n")
     assert load_config(path).config.federated.algorithm.build().mu == 3.0
+
+
+def test_without_ray_its_engine_is_refused(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("disttrain.federated.engines.ray_cluster.importlib.util.find_spec", lambda name: None)
+    assert federate(config, tmp_path / "run", "federated.engine=ray") == 2
+    assert "federated.engine=ray needs Ray, which is not installed: pip install 'disttrain[ray]'" in capsys.readouterr().err
+
+
+GROWING = """
+import torch
+from torch import nn
+class Growing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls, self.spare = nn.Linear(64, 10), 0, [nn.Parameter(torch.zeros(10))]
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 40:
+            self.more = self.spare[0]
+        return self.layer(x.flatten(1))
+"""
+
+
+def growing(tmp_path, monkeypatch):
+    """Settings of a model that changes its size after some calls."""
+    (tmp_path / "growing_model_of_a_test.py").write_text(GROWING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "model={name: import, target: growing_model_of_a_test:Growing}"
+
+
+@pytest.mark.parametrize("engine", ["serial", "batched"])
+def test_a_model_that_changes_its_size_is_refused(config, tmp_path, capsys, monkeypatch, engine):
+    assert federate(config, tmp_path / "run", growing(tmp_path, monkeypatch), f"federated.engine={engine}") == 2
+    assert "the model had 650 parameters at first and now has 660" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,13 +45,19 @@ class ModelProblem:
     def __init__(
         self, module: nn.Module, objective: Objective, dataset: Dataset, parts: Sequence[Part], seed: int, rows: int
     ) -> None:
-        self._dataset, self._seed = dataset, seed
+        self._objective, self._dataset, self._seed = objective, dataset, seed
         self.sizes = torch.tensor([len(part) for part in parts])
         self._samples = torch.from_numpy(np.concatenate(parts))
         self._starts = self.sizes.cumsum(0) - self.sizes
         self.replicas = Replicas(module, rows, alignment=1)
+        self._size = num_parameters(module)
         self._refuse_statistics(objective)
         self._gradients = WorkerGradients(self.replicas, objective, seed, rows, nullcontext)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it was made, for another process: what is computed here otherwise hangs on views of one vector."""
+        sent = (self.replicas.fresh_module(), self._objective, self._dataset, self._samples.numpy(), self.sizes.numpy())
+        return _again, (*sent, self._seed, len(self.replicas), self.method, self._gradients.draws)
 
     @property
     def start(self) -> Tensor:
@@ -101,6 +108,7 @@ class ModelProblem:
         self.replicas.x[: len(y)] = y
         self._gradients.reseed(keys)
         losses = self._gradients(*self._batch(samples))
+        self._refuse_another_size()
         return losses.detach(), self.replicas.g[: len(y)].clone()
 
     def _places(self, clients: Tensor, draws: Tensor) -> Tensor:
@@ -110,6 +118,14 @@ class ModelProblem:
         inputs, targets = self._dataset.batch(samples.flatten())
         shape = samples.shape
         return inputs.view(*shape, *inputs.shape[1:]), targets.view(*shape, *targets.shape[1:])
+
+    def _refuse_another_size(self) -> None:
+        """New parameters would be trained by nobody: they are not in the vector that is sent."""
+        module = self.replicas.module(0) if self.method == "loop" else self.replicas.template
+        if (now := num_parameters(module)) != self._size:
+            raise UserError(
+                f"the model had {self._size:,} parameters at first and now has {now:,}: a federated model must keep its size"
+            )
 
     def _refuse_statistics(self, objective: Objective) -> None:
         module = self.replicas.fresh_module().train()
@@ -125,3 +141,24 @@ class ModelProblem:
                 "the model keeps running statistics (BatchNorm), which no client has and the server would not get: take "
                 "another normalisation, such as model.norm=layer or group"
             )
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Entries of all parameters, the frozen ones too."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _again(
+    module: nn.Module,
+    objective: Objective,
+    dataset: Dataset,
+    samples: Part,
+    sizes: Part,
+    seed: int,
+    rows: int,
+    method: Method,
+    draws: bool,
+) -> ModelProblem:
+    problem = ModelProblem(module, objective, dataset, np.split(samples, sizes.cumsum()[:-1]), seed, rows)
+    problem._gradients.settle(method, draws)
+    return problem
