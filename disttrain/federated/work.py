@@ -8,6 +8,7 @@ again, elsewhere or in other company, draws the same.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -119,12 +120,12 @@ class Work:
     @classmethod
     def of_block(cls, problem: Problem, plan: Plan, clients: Tensor) -> Work:
         """That of a whole block, with a ledger of its own."""
-        return cls(problem, plan, clients, torch.arange(len(clients)), Ledger.blank(len(clients)))
+        return cls(problem, plan, clients, None, Ledger.blank(len(clients)))
 
     def among(self, which: Tensor) -> Work:
         """The same for some of the clients, booleans ``[L]``; what they spend stands in the same ledger."""
-        assert self.rows is not None
-        return Work(self.problem, self.plan, self.clients[which], self.rows[which], self.ledger)
+        rows = torch.arange(len(self)) if self.rows is None else self.rows
+        return Work(self.problem, self.plan, self.clients[which], rows[which], self.ledger)
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -137,7 +138,7 @@ class Work:
     def gradient(self, y: Tensor, step: int) -> Tensor:
         """Gradients at ``y [L, d]`` of the clients' minibatches of a local step; the same step draws the same samples."""
         b = self.plan.batch_size
-        draws = random.bits(self._keys(random.Stream.BATCHES), b, start=step * b)
+        draws = random.bits(self._batch_keys, b, start=step * b)
         losses, gradients = self.problem.gradients(y, self.clients, draws)
         self._note(torch.full_like(self.clients, b), losses)
         return self._clipped(gradients)
@@ -170,6 +171,11 @@ class Work:
         weights = torch.ones(len(self), dtype=torch.float64) if weights is None else weights.double()
         return Part(values, weights * sends, num_bytes * sends.long())
 
+    @cached_property
+    def _batch_keys(self) -> Tensor:
+        """The same for all local steps."""
+        return self._keys(random.Stream.BATCHES)
+
     def _keys(self, stream: random.Stream) -> Tensor:
         return random.key(self.plan.seed, stream, self.plan.round, self.clients)
 
@@ -183,7 +189,11 @@ class Work:
         return clipped
 
     def _note(self, evaluations: Tensor, losses: Tensor) -> None:
-        assert self.rows is not None
+        if self.rows is None:
+            self.ledger.evaluations += evaluations
+            self.ledger.loss_sums += losses.double()
+            self.ledger.losses += 1
+            return
         self.ledger.evaluations[self.rows] += evaluations
         self.ledger.loss_sums[self.rows] += losses.double()
         self.ledger.losses[self.rows] += 1

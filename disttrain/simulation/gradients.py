@@ -93,7 +93,7 @@ class WorkerGradients:
             accumulate: add to the gradients that are there.
         """
         if self.method == "loop" and not accumulate:
-            self._replicas.g.zero_()  # backward only ever adds
+            self._replicas.g[: len(inputs)].zero_()  # backward only ever adds
         self._accumulate = accumulate
         step = self._loop if self.method == "loop" else self._chunk_by_vmap if self.method == "vmap" else self._chunk_by_forward
         parts = []

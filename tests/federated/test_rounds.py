@@ -67,6 +67,20 @@ def test_serial_and_batched_engines_agree(name):
         torch.testing.assert_close(tensors[key], others[key], atol=1e-12, rtol=1e-12)
 
 
+@every
+@pytest.mark.parametrize("together", [7, 100])
+def test_which_blocks_are_computed_together_does_not_show_in_one_bit(name, together):
+    problem = Quadratics(20, 5)
+    plain, joined = (federation(ALGORITHMS[name], problem, cohort=17, block_size=3) for _ in range(2))
+    joined.engine = replace(joined.engine, together=together)
+    assert [len(group) for group in joined.engine._groups([Block(torch.arange(3), {}, {}, None)] * 6)] == (
+        [2, 2, 2] if together == 7 else [6]
+    )
+    run(plain, 4)
+    run(joined, 4)
+    equal(plain, joined)
+
+
 @dataclass(frozen=True)
 class Scattered:
     """Blocks in any order, on a number of makeshift workers, some of them computed twice."""

@@ -108,6 +108,21 @@ def test_engines_agree(config, tmp_path):
         torch.testing.assert_close(weights, batched[name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["fedavg", "scafcom", "fedamd"])
+def test_a_models_blocks_have_the_same_bits_alone_and_together(config, tmp_path, monkeypatch, name):
+    options = (
+        *ALGORITHMS[name],
+        "federated.engine=batched",
+        "federated.block_size=2",
+        "federated.cohort=7",
+        "federated.rounds=6",
+    )
+    assert federate(config, tmp_path / "together", *options) == 0
+    monkeypatch.setattr("disttrain.simulation.federated.run.MOST_TOGETHER", 0)
+    assert federate(config, tmp_path / "alone", *options) == 0
+    assert summary_of(tmp_path / "together")["weights_sha256"] == summary_of(tmp_path / "alone")["weights_sha256"]
+
+
 def test_late_and_lost_clients_are_counted(config, tmp_path):
     options = ("federated.dropout=0.3", "federated.waiting={name: deadline, seconds: 4s}",
                "federated.latency={seconds: 1s, client_spread: 0.5}")  # fmt: skip

@@ -51,6 +51,7 @@ class ModelProblem:
         self._starts = self.sizes.cumsum(0) - self.sizes
         self.replicas = Replicas(module, rows, alignment=1)
         self._size = num_parameters(module)
+        self._seen: list[tuple[dict[str, Any], list[int]]] = []
         self._refuse_statistics(objective)
         self._gradients = WorkerGradients(self.replicas, objective, seed, rows, nullcontext)
 
@@ -105,6 +106,9 @@ class ModelProblem:
 
     def _at(self, y: Tensor, samples: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """On given samples, int64 ``[L, b]``; a model that draws does so by the keys, int64 ``[L]``."""
+        if len(y) == 1 and self.method != "loop":  # torch computes a batch of one in another way, and nobody is to see that
+            losses, gradients = self._at(y.expand(2, -1), samples.expand(2, -1), keys.expand(2))
+            return losses[:1], gradients[:1]
         self.replicas.x[: len(y)] = y
         self._gradients.reseed(keys)
         losses = self._gradients(*self._batch(samples))
@@ -122,6 +126,9 @@ class ModelProblem:
     def _refuse_another_size(self) -> None:
         """New parameters would be trained by nobody: they are not in the vector that is sent."""
         module = self.replicas.module(0) if self.method == "loop" else self.replicas.template
+        if self._seen and self._seen[0][0] is module._parameters and all(held(each) == ids for each, ids in self._seen):
+            return  # as at the last look; this one takes microseconds, the next one as long as a small model's step
+        self._seen = [(each, held(each)) for part in module.modules() for each in (part._parameters, part._modules)]
         if (now := num_parameters(module)) != self._size:
             raise UserError(
                 f"the model had {self._size:,} parameters at first and now has {now:,}: a federated model must keep its size"
@@ -141,6 +148,11 @@ class ModelProblem:
                 "the model keeps running statistics (BatchNorm), which no client has and the server would not get: take "
                 "another normalisation, such as model.norm=layer or group"
             )
+
+
+def held(registry: dict[str, Any]) -> list[int]:
+    """Which objects stand there."""
+    return [*map(id, registry.values())]
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -34,6 +34,8 @@ from disttrain.simulation.run import Diverged
 from disttrain.training.seeds import seed_model
 
 VALIDATION_BATCH = 512
+MOST_TOGETHER, TOGETHER_BYTES = 64, 2 << 20
+"""Blocks are computed together up to so many clients, as long as all their models fit a processor's cache."""
 MOST_REFUSALS = 10
 """Rounds in a row in which whoever answers answers with what is not finite."""
 METHODS: dict[str, Method | None] = {"auto": None, "serial": "loop", "batched": "vmap"}
@@ -69,10 +71,10 @@ class FederatedRun:
             parts = divide(loaded, self._section, self._corpus)
             seed_model(config.training.seed)
             self._module = config.model.build(self._corpus.task)
-            rows = min(self._section.block_size, self._section.clients)
+            rows = max(self._section.block_size, min(MOST_TOGETHER, TOGETHER_BYTES // (4 * num_trainable(self._module))))
             self._problem = ModelProblem(self._module, self._objective, self._corpus.train, parts, config.training.seed, rows)
             self._cluster = self._join() if on_ray else None
-            self.federation = self._build(rows)
+            self.federation = self._build()
         except BaseException as error:
             self.close()
             if isinstance(error, (ValueError, TypeError)) and not isinstance(error, UserError):
@@ -96,7 +98,7 @@ class FederatedRun:
             own.check_room_here(self._threads)
         return self._resources.enter_context(joined(own.address, own.start_timeout))
 
-    def _build(self, rows: int) -> Federation:
+    def _build(self) -> Federation:
         section, seed, schedule = self._section, self._config.training.seed, self._config.schedule
         algorithm = section.algorithm.build()
         choice = self._problem.choose(section.batch_size, METHODS[section.compute])
@@ -109,7 +111,7 @@ class FederatedRun:
             section.plan(seed),
             section.availability(),
             self._problem.sizes,
-            rows,
+            section.block_size,
             (lambda number: section.lr * schedule.multiplier(number, section.rounds)) if changes else None,
             self._folder.path / "clients",
         )
@@ -117,8 +119,13 @@ class FederatedRun:
     def _engine(self, algorithm: Algorithm, method: Method) -> Engine:
         """Client after client where gradients are computed so, too."""
         self._problem.method = method
-        inner = (SerialEngine if method == "loop" else BatchedEngine)(algorithm, self._problem)
-        self.engine_name = "serial" if method == "loop" else "batched"
+        serial = method == "loop"
+        inner = (
+            SerialEngine(algorithm, self._problem)
+            if serial
+            else BatchedEngine(algorithm, self._problem, len(self._problem.replicas))
+        )
+        self.engine_name = "serial" if serial else "batched"
         if self._cluster is None:
             return inner
         self.engine_name = "ray"
