@@ -16,7 +16,7 @@ from disttrain.federated.work import Ledger, Part, Problem
 
 @dataclass(frozen=True)
 class BatchedEngine:
-    """Fastest for small models, where a step is mostly torch's overhead: it is paid once for all clients that are computed together.
+    """Fastest for small models, where a step is mostly torch's overhead: it is paid once for all clients of a group.
 
     What a client's row gives does not depend on the others', so neither do sums on which blocks are computed together.
 
