@@ -17,6 +17,7 @@ from torch import Tensor
 from disttrain import random
 from disttrain.compression.base import Compressor
 
+MOST_DRAWS = 2**20
 CLIPPING_EPSILON = 1e-6  # of torch.nn.utils.clip_grads_with_norm_
 
 
@@ -138,7 +139,10 @@ class Work:
     def gradient(self, y: Tensor, step: int) -> Tensor:
         """Gradients at ``y [L, d]`` of the clients' minibatches of a local step; the same step draws the same samples."""
         b = self.plan.batch_size
-        draws = random.bits(self._batch_keys, b, start=step * b)
+        if self._draws is not None and step < self.plan.steps:
+            draws = self._draws[:, step * b : (step + 1) * b]
+        else:
+            draws = random.bits(self._batch_keys, b, start=step * b)
         losses, gradients = self.problem.gradients(y, self.clients, draws)
         self._note(torch.full_like(self.clients, b), losses)
         return self._clipped(gradients)
@@ -175,6 +179,12 @@ class Work:
     def _batch_keys(self) -> Tensor:
         """The same for all local steps."""
         return self._keys(random.Stream.BATCHES)
+
+    @cached_property
+    def _draws(self) -> Tensor | None:
+        """Of all local steps at once, which takes little longer than of one, unless they are very many."""
+        each = self.plan.batch_size * self.plan.steps
+        return random.bits(self._batch_keys, each) if len(self) * each <= MOST_DRAWS else None
 
     def _keys(self, stream: random.Stream) -> Tensor:
         return random.key(self.plan.seed, stream, self.plan.round, self.clients)

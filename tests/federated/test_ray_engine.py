@@ -220,7 +220,7 @@ def test_a_run_of_the_users_own_model_has_the_bits_of_one_process_and_resumes(cl
 def test_the_users_mistake_is_one_even_on_an_actor(cluster, config, tmp_path, monkeypatch, capsys):
     own = growing(tmp_path, monkeypatch)
     on_ray = ("federated.engine=ray", "federated.ray={actors: 1, start_timeout: 5min, compute: serial}")
-    assert federate(config, tmp_path / "run", own, *on_ray) == 2
+    assert federate(config, tmp_path / "run", own, *on_ray, "federated.rounds=40") == 2
     assert "disttrain: the model had 650 parameters at first and now has 660" in capsys.readouterr().err
 
 

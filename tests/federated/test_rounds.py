@@ -225,7 +225,7 @@ def test_a_round_that_is_void_after_all_commits_nothing():
     assert not fed.x.any()
 
 
-def test_draws_differ_between_steps_rounds_and_clients_and_not_by_company():
+def test_draws_differ_between_steps_rounds_and_clients_and_not_by_company(monkeypatch):
     problem, plan = Quadratics(6, 4), Plan(6, batch_size=1)
     y = torch.ones(6, 4, dtype=torch.float64)
 
@@ -235,6 +235,10 @@ def test_draws_differ_between_steps_rounds_and_clients_and_not_by_company():
     seen = {tuple(gradient(step, number, [2])[0].tolist()) for step in range(6) for number in range(6)}
     assert len(seen) == 6, "each of the client's samples"
     assert torch.equal(gradient(3, 4, [5, 1, 2])[2], gradient(3, 4, [2])[0])
+    with monkeypatch.context() as patch:
+        one_by_one = [gradient(step, 4, [2, 5]) for step in range(12)]  # more steps than planned, too
+        patch.setattr("disttrain.federated.work.MOST_DRAWS", 0)
+        assert all(torch.equal(gradient(step, 4, [2, 5]), each) for step, each in enumerate(one_by_one))
     several = Work.of_block(problem, replace(plan, batch_size=3, seed=1), torch.tensor([0])).gradient(y[:1], 0)
     assert tuple(several[0].tolist()) not in seen
 

@@ -305,5 +305,8 @@ def growing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("engine", ["serial", "batched"])
 def test_a_model_that_changes_its_size_is_refused(config, tmp_path, capsys, monkeypatch, engine):
-    assert federate(config, tmp_path / "run", growing(tmp_path, monkeypatch), f"federated.engine={engine}") == 2
+    assert (
+        federate(config, tmp_path / "run", growing(tmp_path, monkeypatch), f"federated.engine={engine}", "federated.rounds=40")
+        == 2
+    )
     assert "the model had 650 parameters at first and now has 660" in capsys.readouterr().err

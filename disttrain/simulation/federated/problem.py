@@ -18,6 +18,8 @@ from disttrain.objectives import Objective
 from disttrain.simulation.gradients import Choice, Method, WorkerGradients
 from disttrain.simulation.replicas import Replicas
 
+LOOK_EVERY = 16
+"""Gradients between looks whether the model has changed its size; a look takes a twentieth of a small model's step."""
 PIECE = 512
 """Samples of which a gradient on all local data is computed at a time."""
 
@@ -51,6 +53,7 @@ class ModelProblem:
         self._starts = self.sizes.cumsum(0) - self.sizes
         self.replicas = Replicas(module, rows, alignment=1)
         self._size = num_parameters(module)
+        self._calls = 0
         self._seen: list[tuple[dict[str, Any], list[int]]] = []
         self._refuse_statistics(objective)
         self._gradients = WorkerGradients(self.replicas, objective, seed, rows, nullcontext)
@@ -112,7 +115,9 @@ class ModelProblem:
         self.replicas.x[: len(y)] = y
         self._gradients.reseed(keys)
         losses = self._gradients(*self._batch(samples))
-        self._refuse_another_size()
+        self._calls += 1
+        if self._calls % LOOK_EVERY == 0:
+            self._refuse_another_size()
         return losses.detach(), self.replicas.g[: len(y)].clone()
 
     def _places(self, clients: Tensor, draws: Tensor) -> Tensor:
@@ -127,7 +132,7 @@ class ModelProblem:
         """New parameters would be trained by nobody: they are not in the vector that is sent."""
         module = self.replicas.module(0) if self.method == "loop" else self.replicas.template
         if self._seen and self._seen[0][0] is module._parameters and all(held(each) == ids for each, ids in self._seen):
-            return  # as at the last look; this one takes microseconds, the next one as long as a small model's step
+            return  # as at the last look; counting would take as long as a small model's step
         self._seen = [(each, held(each)) for part in module.modules() for each in (part._parameters, part._modules)]
         if (now := num_parameters(module)) != self._size:
             raise UserError(
