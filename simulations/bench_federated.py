@@ -106,6 +106,7 @@ def main() -> None:
 def speed(name: str, num_turns: int, rounds: int, without: list[str]) -> dict[str, Any]:
     """Median rounds per second of one model, by who runs them."""
     seconds: dict[str, list[float]] = {}
+    processor: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         runs: dict[str, FederatedRun] = {}
         for engine in ENGINES:
@@ -119,15 +120,19 @@ def speed(name: str, num_turns: int, rounds: int, without: list[str]) -> dict[st
         variants["loop"] = plain_loop(HIDDEN[name], problem)
         for _ in range(num_turns):
             for variant, step in variants.items():
-                seconds.setdefault(variant, []).extend(timed(step, rounds))
+                for wall, busy in timed(step, rounds):
+                    seconds.setdefault(variant, []).append(wall)
+                    processor.setdefault(variant, []).append(busy)
             if "flower" not in without:
                 seconds.setdefault("flower", []).extend(flower(HIDDEN[name], Path(folder) / "data.npz", rounds))
     result = {variant: 1 / median(each) for variant, each in seconds.items()}
     print(f"{name}: " + ", ".join(f"{variant} {rate:.2f}" for variant, rate in result.items()) + " rounds/s", flush=True)
+    busy_ms = {variant: 1e3 * median(each) for variant, each in processor.items() if variant != "ray"}
+    print(f"{name}: " + ", ".join(f"{variant} {each:.1f}" for variant, each in busy_ms.items()) + " ms of the processor a round")
     for other in {"flower", "loop"} & result.keys():
         print(f"{name}: auto is {result['auto'] / result[other]:.1f} x {other}", flush=True)
     return {"parameters": sum(p.numel() for p in build(HIDDEN[name]).parameters()), "rounds_per_second": result,
-            "auto_took": runs["auto"].engine_name, "seconds": seconds}  # fmt: skip
+            "processor_ms_per_round": busy_ms, "auto_took": runs["auto"].engine_name, "seconds": seconds}  # fmt: skip
 
 
 def federated_run(hidden: list[int], engine: str, folder: Path) -> FederatedRun:
@@ -171,14 +176,14 @@ def plain_loop(hidden: list[int], problem: ModelProblem) -> Callable[[], None]:
     return step
 
 
-def timed(step: Callable[[], object], rounds: int) -> list[float]:
-    """Seconds of each round but the first two."""
+def timed(step: Callable[[], object], rounds: int) -> list[tuple[float, float]]:
+    """Seconds of each round but the first two, and of this process's processor in it, which a busy machine changes less."""
     seconds = []
     for number in range(WARM + rounds):
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         step()
         if number >= WARM:
-            seconds.append(time.perf_counter() - start)
+            seconds.append((time.perf_counter() - start, time.process_time() - processor))
     return seconds
 
 
