@@ -195,7 +195,9 @@ def _simulate(parsed: argparse.Namespace) -> int:
 
 
 def _federated(parsed: argparse.Namespace) -> int:
-    """Train one model on the data of many clients, a few of which take part in each round; all of them live in this process."""
+    """Train one model on the data of many clients, a few of which take part in each round; all of them live in this process,
+    or on Ray actors."""
+    from disttrain.federated import EngineFailed
     from disttrain.launch.shutdown import DONE, FAILED, STOPPED, StopRequest
     from disttrain.simulation.federated.checking import check
     from disttrain.simulation.federated.run import FederatedRun
@@ -211,9 +213,11 @@ def _federated(parsed: argparse.Namespace) -> int:
         run = FederatedRun(loaded, folder, stop_request)
         try:
             run.run()
-        except Diverged as error:
+        except (Diverged, EngineFailed) as error:
             print(f"disttrain: {error}", file=sys.stderr)
             return FAILED
+        finally:
+            run.close()
     return STOPPED if stop_request and not run.completed else DONE
 
 

@@ -17,7 +17,7 @@ from disttrain.federated.algorithms import (
     FedPAGE,
     ServerOptimizer,
 )
-from disttrain.federated.engines import BatchedEngine, Engine, SerialEngine
+from disttrain.federated.engines import BatchedEngine, Engine, EngineFailed, RayConfig, RayEngine, SerialEngine
 from disttrain.federated.least_squares import LeastSquares
 from disttrain.federated.rounds import Availability, Federation, RoundReport, Totals
 from disttrain.federated.store import ClientStore
@@ -35,6 +35,7 @@ __all__ = [
     "ClientStore",
     "ContinualRERCE",
     "Engine",
+    "EngineFailed",
     "FedAMD",
     "FedAvg",
     "FedDyn",
@@ -44,6 +45,8 @@ __all__ = [
     "Part",
     "Plan",
     "Problem",
+    "RayConfig",
+    "RayEngine",
     "Replies",
     "Reply",
     "RoundReport",

@@ -65,6 +65,7 @@ class RoundReport:
         bytes_down: to all that were asked.
         evaluations: gradients of single samples, by the clients used.
         refused: clients that answered in time with numbers that are not finite.
+        dropped: clients that would have answered in time, but for the engine, which has lost their block.
         virtual_seconds: that the round took.
         void: whether too few have answered, so that nothing moved.
     """
@@ -76,6 +77,7 @@ class RoundReport:
     bytes_down: int
     evaluations: int
     refused: int
+    dropped: int
     virtual_seconds: float
     void: bool
 
@@ -95,6 +97,7 @@ class Totals:
     clients_used: int = 0
     clients_lost: int = 0
     clients_refused: int = 0
+    clients_dropped: int = 0
     void_rounds: int = 0
     virtual_seconds: float = 0.0
 
@@ -106,6 +109,7 @@ class Totals:
         self.clients_used += report.used
         self.clients_lost += report.lost
         self.clients_refused += report.refused
+        self.clients_dropped += report.dropped
         self.void_rounds += report.void
         self.virtual_seconds += report.virtual_seconds
 
@@ -171,16 +175,17 @@ class Federation:
         message = self.algorithm.broadcast(self.server)
         bytes_down = int(self.algorithm.bytes_down(message, plan, cohort).sum())
         needed = max(1, math.ceil(round(self.availability.min_completion * self.availability.cohort, 9)))
-        void, results = int(arrivals.used.sum()) < needed, []
+        void, results, dropped = int(arrivals.used.sum()) < needed, [], 0
         if not void:
             results = self._compute(message, plan, cohort[arrivals.used])
+            dropped = int(arrivals.used.sum()) - sum(len(result.clients) for result in results)
             void = sum(int(result.accepted.sum()) for result in results) < needed
         if void:
             self.store.discard()
         else:
             self.server = self.algorithm.aggregate(self.server, total_of(results), plan)
             self.store.commit()
-        report = _report(results, len(cohort), bytes_down, arrivals.seconds, void)
+        report = _report(results, len(cohort), dropped, bytes_down, arrivals.seconds, void)
         self.round += 1
         self.totals.add(report)
         return report
@@ -229,7 +234,7 @@ class Federation:
         self.totals = Totals(**totals)  # type: ignore[arg-type]
 
 
-def _report(results: list[BlockResult], asked: int, bytes_down: int, seconds: float, void: bool) -> RoundReport:
+def _report(results: list[BlockResult], asked: int, dropped: int, bytes_down: int, seconds: float, void: bool) -> RoundReport:
     used = [] if void else [(result, result.accepted) for result in results]
     losses = sum(float(result.ledger.loss_sums[accepted].sum()) for result, accepted in used)
     count = sum(int(result.ledger.losses[accepted].sum()) for result, accepted in used)
@@ -241,6 +246,7 @@ def _report(results: list[BlockResult], asked: int, bytes_down: int, seconds: fl
         bytes_down=bytes_down,
         evaluations=sum(int(result.ledger.evaluations[accepted].sum()) for result, accepted in used),
         refused=sum(int((~result.accepted).sum()) for result in results),
+        dropped=dropped,
         virtual_seconds=seconds,
         void=void,
     )

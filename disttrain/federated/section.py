@@ -10,6 +10,7 @@ from disttrain.component import Config
 from disttrain.federated.algorithm import AlgorithmConfig, federated_algorithms
 from disttrain.federated.algorithms import FedAvgConfig
 from disttrain.federated.arrivals import LatencyConfig, WaitForAllConfig, WaitingConfig, waitings
+from disttrain.federated.engines import RayConfig
 from disttrain.federated.participation import ParticipationConfig, UniformConfig, WeightedConfig, participations
 from disttrain.federated.rounds import BLOCK_SIZE, Availability
 from disttrain.federated.work import Plan
@@ -66,8 +67,11 @@ class FederatedConfig(Config):
     """The share of the cohort that must answer; with fewer, a round changes nothing."""
     on_empty: Literal["error", "skip"] = "error"
     """What to do about clients that the partition leaves without a sample. error: refuse to start; skip: never ask them."""
-    engine: Literal["auto", "serial", "batched"] = "auto"
-    """serial: clients one after another; batched: those of a block at once; auto: whichever is faster in a short trial."""
+    engine: Literal["auto", "serial", "batched", "ray"] = "auto"
+    """serial: clients one after another; batched: those of a block at once; auto: whichever is faster in a short trial; ray: on
+    Ray actors."""
+    ray: RayConfig = RayConfig()
+    """For engine=ray."""
     block_size: Count = BLOCK_SIZE
     """Clients that are computed and summed together; another number changes the last bits of results."""
 
@@ -92,6 +96,11 @@ class FederatedConfig(Config):
     def cohort_size(self) -> int:
         """S as a number."""
         return self.cohort if isinstance(self.cohort, int) else round(self.cohort * self.clients)
+
+    @property
+    def compute(self) -> Literal["auto", "serial", "batched"]:
+        """How a block is computed, wherever that is."""
+        return self.ray.compute if self.engine == "ray" else self.engine
 
     def plan(self, seed: int) -> Plan:
         """What all rounds have in common."""

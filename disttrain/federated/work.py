@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from disttrain import random
 from disttrain.compression.base import Compressor
 
+MOST_DRAWS = 2**20
 CLIPPING_EPSILON = 1e-6  # of torch.nn.utils.clip_grads_with_norm_
 
 
@@ -137,12 +139,12 @@ class Work:
     @classmethod
     def of_block(cls, problem: Problem, plan: Plan, clients: Tensor) -> Work:
         """That of a whole block, with a ledger of its own."""
-        return cls(problem, plan, clients, torch.arange(len(clients)), Ledger.blank(len(clients)))
+        return cls(problem, plan, clients, None, Ledger.blank(len(clients)))
 
     def among(self, which: Tensor) -> Work:
         """The same for some of the clients, booleans ``[L]``; what they spend stands in the same ledger."""
-        assert self.rows is not None
-        return Work(self.problem, self.plan, self.clients[which], self.rows[which], self.ledger)
+        rows = torch.arange(len(self)) if self.rows is None else self.rows
+        return Work(self.problem, self.plan, self.clients[which], rows[which], self.ledger)
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -170,7 +172,10 @@ class Work:
                 makes of them instead, or they are no differences any more.
         """
         b = self.plan.batch_size
-        draws = random.bits(self._keys(random.Stream.BATCHES), b, start=step * b)
+        if self._draws is not None and step < self.plan.steps:
+            draws = self._draws[:, step * b : (step + 1) * b]
+        else:
+            draws = random.bits(self._batch_keys, b, start=step * b)
         losses, gradients = self.problem.gradients(y, self.clients, draws)
         self._note(torch.full_like(self.clients, b), losses)
         return self.clipped(gradients) if clip else gradients
@@ -231,6 +236,17 @@ class Work:
         weights = torch.ones(len(self), dtype=torch.float64) if weights is None else weights.double()
         return Part(values, weights * sends, num_bytes * sends.long())
 
+    @cached_property
+    def _batch_keys(self) -> Tensor:
+        """The same for all local steps."""
+        return self._keys(random.Stream.BATCHES)
+
+    @cached_property
+    def _draws(self) -> Tensor | None:
+        """Of all local steps at once, which takes little longer than of one, unless they are very many."""
+        each = self.plan.batch_size * self.plan.steps
+        return random.bits(self._batch_keys, each) if len(self) * each <= MOST_DRAWS else None
+
     def _keys(self, stream: random.Stream) -> Tensor:
         return random.key(self.plan.seed, stream, self.plan.round, self.clients)
 
@@ -251,7 +267,11 @@ class Work:
         return clipped
 
     def _note(self, evaluations: Tensor, losses: Tensor) -> None:
-        assert self.rows is not None
+        if self.rows is None:
+            self.ledger.evaluations += evaluations
+            self.ledger.loss_sums += losses.double()
+            self.ledger.losses += 1
+            return
         self.ledger.evaluations[self.rows] += evaluations
         self.ledger.loss_sums[self.rows] += losses.double()
         self.ledger.losses[self.rows] += 1

@@ -93,7 +93,7 @@ class WorkerGradients:
             accumulate: add to the gradients that are there.
         """
         if self.method == "loop" and not accumulate:
-            self._replicas.g.zero_()  # backward only ever adds
+            self._replicas.g[: len(inputs)].zero_()  # backward only ever adds
         self._accumulate = accumulate
         step = self._loop if self.method == "loop" else self._chunk_by_vmap if self.method == "vmap" else self._chunk_by_forward
         parts = []
@@ -113,7 +113,7 @@ class WorkerGradients:
             choice = Choice("loop", "the model draws random numbers, and every worker has its own generator")
             if method not in (None, "loop"):
                 raise UserError(f"--gradients {method} cannot be used: {choice.reason}; use loop")
-            self._generators = [self._first_state(worker) for worker in range(len(self._replicas))]
+            self.settle("loop", draws=True)
         elif method is not None:
             choice = Choice(method, "as asked")
             outcome = self._seconds_per_worker(method, inputs, targets)
@@ -123,6 +123,16 @@ class WorkerGradients:
             choice = self._fastest(inputs, targets)
         self.method = choice.method
         return choice
+
+    @property
+    def draws(self) -> bool:
+        """Whether the model draws random numbers; known once the method is settled."""
+        return bool(self._generators)
+
+    def settle(self, method: Method, draws: bool) -> None:
+        """Take what :meth:`choose` has found for the same model elsewhere."""
+        self.method = method
+        self._generators = [self._first_state(worker) for worker in range(len(self._replicas))] if draws else []
 
     def reseed(self, keys: Tensor) -> None:
         """Let a model that draws draw anew in each of the first rows, by their keys, int64 ``[L]``; others need no generators."""

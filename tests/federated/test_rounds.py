@@ -73,6 +73,20 @@ def test_serial_and_batched_engines_agree(name):
         torch.testing.assert_close(tensors[key], others[key], atol=1e-12, rtol=1e-12)
 
 
+@every
+@pytest.mark.parametrize("together", [7, 100])
+def test_which_blocks_are_computed_together_does_not_show_in_one_bit(name, together):
+    problem = Quadratics(20, 5)
+    plain, joined = (federation(ALGORITHMS[name], problem, cohort=17, block_size=3) for _ in range(2))
+    joined.engine = replace(joined.engine, together=together)
+    assert [len(group) for group in joined.engine._groups([Block(torch.arange(3), {}, {}, None)] * 6)] == (
+        [2, 2, 2] if together == 7 else [6]
+    )
+    run(plain, 4)
+    run(joined, 4)
+    equal(plain, joined)
+
+
 @dataclass(frozen=True)
 class Scattered:
     """Blocks in any order, on a number of makeshift workers, some of them computed twice."""
@@ -218,7 +232,7 @@ def test_a_round_that_is_void_after_all_commits_nothing():
     assert not fed.x.any()
 
 
-def test_draws_differ_between_steps_rounds_and_clients_and_not_by_company():
+def test_draws_differ_between_steps_rounds_and_clients_and_not_by_company(monkeypatch):
     problem, plan = Quadratics(6, 4), Plan(6, batch_size=1)
     y = torch.ones(6, 4, dtype=torch.float64)
 
@@ -228,6 +242,10 @@ def test_draws_differ_between_steps_rounds_and_clients_and_not_by_company():
     seen = {tuple(gradient(step, number, [2])[0].tolist()) for step in range(6) for number in range(6)}
     assert len(seen) == 6, "each of the client's samples"
     assert torch.equal(gradient(3, 4, [5, 1, 2])[2], gradient(3, 4, [2])[0])
+    with monkeypatch.context() as patch:
+        one_by_one = [gradient(step, 4, [2, 5]) for step in range(12)]  # more steps than planned, too
+        patch.setattr("disttrain.federated.work.MOST_DRAWS", 0)
+        assert all(torch.equal(gradient(step, 4, [2, 5]), each) for step, each in enumerate(one_by_one))
     several = Work.of_block(problem, replace(plan, batch_size=3, seed=1), torch.tensor([0])).gradient(y[:1], 0)
     assert tuple(several[0].tolist()) not in seen
 

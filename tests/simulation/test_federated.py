@@ -111,6 +111,21 @@ def test_engines_agree(config, tmp_path):
         torch.testing.assert_close(weights, batched[name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["fedavg", "scafcom", "fedamd"])
+def test_a_models_blocks_have_the_same_bits_alone_and_together(config, tmp_path, monkeypatch, name):
+    options = (
+        *ALGORITHMS[name],
+        "federated.engine=batched",
+        "federated.block_size=2",
+        "federated.cohort=7",
+        "federated.rounds=6",
+    )
+    assert federate(config, tmp_path / "together", *options) == 0
+    monkeypatch.setattr("disttrain.simulation.federated.run.MOST_TOGETHER", 0)
+    assert federate(config, tmp_path / "alone", *options) == 0
+    assert summary_of(tmp_path / "together")["weights_sha256"] == summary_of(tmp_path / "alone")["weights_sha256"]
+
+
 def test_late_and_lost_clients_are_counted(config, tmp_path):
     options = ("federated.dropout=0.3", "federated.waiting={name: deadline, seconds: 4s}",
                "federated.latency={seconds: 1s, client_spread: 0.5}")  # fmt: skip
@@ -206,6 +221,11 @@ WRONG = {
     "steps": (["training.steps=10"], "set federated.rounds"),
     "no partition": (["partition.name=none"], "clients must own their samples"),
     "a GPU": (["launch.device=cuda"], "clients are simulated on the CPU"),
+    "settings of Ray without it": (["federated.ray.actors=2"], "federated.ray: would be ignored with federated.engine=auto"),
+    "more actors than CPUs": (["federated.engine=ray", "federated.ray.actors=5000"], "federated.ray.actors=5000 with launch.thr"),
+    "nobody at Ray's address": (["federated.engine=ray", "federated.ray.address=127.0.0.1:1"], "nobody answers there"),
+    "no address": (["federated.engine=ray", "federated.ray.address=ray://head"], "must be host:port of the cluster's head"),
+    "retries of a wrong kind": (["federated.ray.retries=-1"], "federated.ray.retries"),
     "stopping after the end": (["training.stop_after=13"], "must be at most federated.rounds=12"),
     "BatchNorm": (["model.norm=batch"], "keeps running statistics"),
     "tokens": (["data={name: random_tokens}"], "classif"),
@@ -277,3 +297,40 @@ def test_an_algorithm_of_the_users_own(tmp_path, monkeypatch):
     path = tmp_path / "mine.yaml"
     path.write_text("imports: [my_algorithm_of_a_test]\nfederated: {algorithm: {name: mine, strength: 3.0}}\n")
     assert load_config(path).config.federated.algorithm.build().mu == 3.0
+
+
+def test_without_ray_its_engine_is_refused(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("disttrain.federated.engines.ray_cluster.importlib.util.find_spec", lambda name: None)
+    assert federate(config, tmp_path / "run", "federated.engine=ray") == 2
+    assert "federated.engine=ray needs Ray, which is not installed: pip install 'disttrain[ray]'" in capsys.readouterr().err
+
+
+GROWING = """
+import torch
+from torch import nn
+class Growing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls, self.spare = nn.Linear(64, 10), 0, [nn.Parameter(torch.zeros(10))]
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 40:
+            self.more = self.spare[0]
+        return self.layer(x.flatten(1))
+"""
+
+
+def growing(tmp_path, monkeypatch):
+    """Settings of a model that changes its size after some calls."""
+    (tmp_path / "growing_model_of_a_test.py").write_text(GROWING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "model={name: import, target: growing_model_of_a_test:Growing}"
+
+
+@pytest.mark.parametrize("engine", ["serial", "batched"])
+def test_a_model_that_changes_its_size_is_refused(config, tmp_path, capsys, monkeypatch, engine):
+    assert (
+        federate(config, tmp_path / "run", growing(tmp_path, monkeypatch), f"federated.engine={engine}", "federated.rounds=40")
+        == 2
+    )
+    assert "the model had 650 parameters at first and now has 660" in capsys.readouterr().err

@@ -8,6 +8,10 @@ from typing import Protocol
 from disttrain.federated.blocks import Block, BlockResult
 
 
+class EngineFailed(RuntimeError):
+    """No more can be computed; the message says why, in a line."""
+
+
 class Engine(Protocol):
     """Computes blocks, which are independent of each other."""
 

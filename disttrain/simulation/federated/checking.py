@@ -6,6 +6,7 @@ from disttrain.component import UserError
 from disttrain.config import ConfigError, LoadedConfig
 from disttrain.data import Corpus
 from disttrain.data.partitions import Part
+from disttrain.federated.engines.ray_cluster import missing
 from disttrain.federated.section import FederatedConfig
 
 UNUSED = {
@@ -43,6 +44,11 @@ def check(loaded: LoadedConfig) -> FederatedConfig:
     stop = config.training.stop_after
     if stop is not None and stop > config.federated.rounds:
         problems.append(f"training.stop_after={stop} must be at most federated.rounds={config.federated.rounds}")
+    if config.federated.engine == "ray":
+        if fault := missing():
+            problems.append(fault)
+    elif loaded.sets("federated.ray"):
+        problems.append(f"federated.ray: would be ignored with federated.engine={config.federated.engine}: set ray")
     if config.partition.name == "none":
         problems.append("partition.name=none: clients must own their samples: take iid, shards, dirichlet or another partition")
     if problems:

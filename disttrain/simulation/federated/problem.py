@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from disttrain.objectives import Objective
 from disttrain.simulation.gradients import Choice, Method, WorkerGradients
 from disttrain.simulation.replicas import Replicas
 
+LOOK_EVERY = 16
+"""Gradients between looks whether the model has changed its size; a look takes a twentieth of a small model's step."""
 PIECE = 512
 """Samples of which a gradient on all local data is computed at a time."""
 
@@ -44,13 +47,21 @@ class ModelProblem:
     def __init__(
         self, module: nn.Module, objective: Objective, dataset: Dataset, parts: Sequence[Part], seed: int, rows: int
     ) -> None:
-        self._dataset, self._seed = dataset, seed
+        self._objective, self._dataset, self._seed = objective, dataset, seed
         self.sizes = torch.tensor([len(part) for part in parts])
         self._samples = torch.from_numpy(np.concatenate(parts))
         self._starts = self.sizes.cumsum(0) - self.sizes
         self.replicas = Replicas(module, rows, alignment=1)
+        self._size = num_parameters(module)
+        self._calls = 0
+        self._seen: list[tuple[dict[str, Any], list[int]]] = []
         self._refuse_statistics(objective)
         self._gradients = WorkerGradients(self.replicas, objective, seed, rows, nullcontext)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it was made, for another process: what is computed here otherwise hangs on views of one vector."""
+        sent = (self.replicas.fresh_module(), self._objective, self._dataset, self._samples.numpy(), self.sizes.numpy())
+        return _again, (*sent, self._seed, len(self.replicas), self.method, self._gradients.draws)
 
     @property
     def start(self) -> Tensor:
@@ -98,9 +109,15 @@ class ModelProblem:
 
     def _at(self, y: Tensor, samples: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """On given samples, int64 ``[L, b]``; a model that draws does so by the keys, int64 ``[L]``."""
+        if len(y) == 1 and self.method != "loop":  # torch computes a batch of one in another way, and nobody is to see that
+            losses, gradients = self._at(y.expand(2, -1), samples.expand(2, -1), keys.expand(2))
+            return losses[:1], gradients[:1]
         self.replicas.x[: len(y)] = y
         self._gradients.reseed(keys)
         losses = self._gradients(*self._batch(samples))
+        self._calls += 1
+        if self._calls % LOOK_EVERY == 0:
+            self._refuse_another_size()
         return losses.detach(), self.replicas.g[: len(y)].clone()
 
     def _places(self, clients: Tensor, draws: Tensor) -> Tensor:
@@ -110,6 +127,17 @@ class ModelProblem:
         inputs, targets = self._dataset.batch(samples.flatten())
         shape = samples.shape
         return inputs.view(*shape, *inputs.shape[1:]), targets.view(*shape, *targets.shape[1:])
+
+    def _refuse_another_size(self) -> None:
+        """New parameters would be trained by nobody: they are not in the vector that is sent."""
+        module = self.replicas.module(0) if self.method == "loop" else self.replicas.template
+        if self._seen and self._seen[0][0] is module._parameters and all(held(each) == ids for each, ids in self._seen):
+            return  # as at the last look; counting would take as long as a small model's step
+        self._seen = [(each, held(each)) for part in module.modules() for each in (part._parameters, part._modules)]
+        if (now := num_parameters(module)) != self._size:
+            raise UserError(
+                f"the model had {self._size:,} parameters at first and now has {now:,}: a federated model must keep its size"
+            )
 
     def _refuse_statistics(self, objective: Objective) -> None:
         module = self.replicas.fresh_module().train()
@@ -125,3 +153,29 @@ class ModelProblem:
                 "the model keeps running statistics (BatchNorm), which no client has and the server would not get: take "
                 "another normalisation, such as model.norm=layer or group"
             )
+
+
+def held(registry: dict[str, Any]) -> list[int]:
+    """Which objects stand there."""
+    return [*map(id, registry.values())]
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Entries of all parameters, the frozen ones too."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _again(
+    module: nn.Module,
+    objective: Objective,
+    dataset: Dataset,
+    samples: Part,
+    sizes: Part,
+    seed: int,
+    rows: int,
+    method: Method,
+    draws: bool,
+) -> ModelProblem:
+    problem = ModelProblem(module, objective, dataset, np.split(samples, sizes.cumsum()[:-1]), seed, rows)
+    problem._gradients.settle(method, draws)
+    return problem

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import nn
 from disttrain.component import UserError
 from disttrain.config import LoadedConfig, dump
 from disttrain.data.partitions import report
-from disttrain.federated import Algorithm, BatchedEngine, Federation, RoundReport, SerialEngine
+from disttrain.federated import Algorithm, BatchedEngine, Engine, EngineFailed, Federation, RayEngine, RoundReport, SerialEngine
+from disttrain.federated.engines.ray_cluster import Cluster, is_joined, joined
 from disttrain.launch.shutdown import StopRequest
 from disttrain.launch.start import start_cpu
 from disttrain.models.base import num_trainable
@@ -33,13 +34,15 @@ from disttrain.simulation.run import Diverged
 from disttrain.training.seeds import seed_model
 
 VALIDATION_BATCH = 512
+MOST_TOGETHER, TOGETHER_BYTES = 64, 2 << 20
+"""Blocks are computed together up to so many clients, as long as all their models fit a processor's cache."""
 MOST_REFUSALS = 10
 """Rounds in a row in which whoever answers answers with what is not finite."""
 METHODS: dict[str, Method | None] = {"auto": None, "serial": "loop", "batched": "vmap"}
 
 
 class FederatedRun:
-    """A run of all its clients in this process.
+    """A run of all its clients, in this process or on Ray actors; to be closed.
 
     Args:
         loaded: checked here.
@@ -56,7 +59,10 @@ class FederatedRun:
     def __init__(self, loaded: LoadedConfig, folder: RunFolder, stop_request: StopRequest) -> None:
         self._section, config = check(loaded), loaded.config
         self._config, self._folder, self._stop_request = config, folder, stop_request
-        start_cpu(config.launch.threads, local_world_size=1)
+        on_ray = self._section.engine == "ray"
+        # Ray's default, too; and bits must not depend on the number of actors, so they cannot share the cores
+        self._threads = start_cpu(config.launch.threads or (1 if on_ray else None), local_world_size=1)
+        self._resources = ExitStack()
         self._display = Display(self._section.rounds, True, folder.logs / "console.log")
         self._objective = config.objective.build()
         try:
@@ -66,24 +72,37 @@ class FederatedRun:
             seed_model(config.training.seed)
             self._module = config.model.build(self._corpus.task)
             config.initialise(self._module)
-            rows = min(self._section.block_size, self._section.clients)
+            rows = max(self._section.block_size, min(MOST_TOGETHER, TOGETHER_BYTES // (4 * num_trainable(self._module))))
             self._problem = ModelProblem(self._module, self._objective, self._corpus.train, parts, config.training.seed, rows)
-            self.federation = self._build(rows)
-        except UserError:
+            self._cluster = self._join() if on_ray else None
+            self.federation = self._build()
+        except BaseException as error:
+            self.close()
+            if isinstance(error, (ValueError, TypeError)) and not isinstance(error, UserError):
+                raise UserError(str(error)) from error  # what does not fit together is the user's to mend
             raise
-        except (ValueError, TypeError) as error:  # what does not fit together is the user's to mend
-            raise UserError(str(error)) from error
         self._say_what(str(report(parts, self._corpus.train)).replace("workers", "clients"))
         self._checkpoints = Checkpoints(folder, config, self.federation)
-        self._loss, self._losses, self._refusals = 0.0, 0, 0
+        self._loss, self._losses, self._refusals, self._silences = 0.0, 0, 0, 0
         self._seconds_before, self._logged_evaluations, self._logged_round = 0.0, 0, 0
+
+    def close(self) -> None:
+        """End what runs elsewhere."""
+        self._resources.close()
 
     # --- before training ---------------------------------------------------------------------------------------------
 
-    def _build(self, rows: int) -> Federation:
+    def _join(self) -> Cluster:
+        """The Ray cluster, or one of this machine, for as long as the run lasts."""
+        own = self._section.ray
+        if own.address is None and not is_joined():
+            own.check_room_here(self._threads)
+        return self._resources.enter_context(joined(own.address, own.start_timeout))
+
+    def _build(self) -> Federation:
         section, seed, schedule = self._section, self._config.training.seed, self._config.schedule
         algorithm = section.algorithm.build()
-        choice = self._problem.choose(section.batch_size, METHODS[section.engine])
+        choice = self._problem.choose(section.batch_size, METHODS[section.compute])
         self._display.say(f"gradients {choice.method}: {choice.reason}")
         changes = schedule != ConstantConfig()
         return Federation(
@@ -93,16 +112,28 @@ class FederatedRun:
             section.plan(seed),
             section.availability(),
             self._problem.sizes,
-            rows,
+            section.block_size,
             (lambda number: section.lr * schedule.multiplier(number, section.rounds)) if changes else None,
             self._folder.path / "clients",
         )
 
-    def _engine(self, algorithm: Algorithm, method: Method) -> SerialEngine | BatchedEngine:
+    def _engine(self, algorithm: Algorithm, method: Method) -> Engine:
         """Client after client where gradients are computed so, too."""
         self._problem.method = method
-        self.engine_name = "serial" if method == "loop" else "batched"
-        return (SerialEngine if method == "loop" else BatchedEngine)(algorithm, self._problem)
+        serial = method == "loop"
+        inner = (
+            SerialEngine(algorithm, self._problem)
+            if serial
+            else BatchedEngine(algorithm, self._problem, len(self._problem.replicas))
+        )
+        self.engine_name = "serial" if serial else "batched"
+        if self._cluster is None:
+            return inner
+        self.engine_name = "ray"
+        most = -(-self._section.waiting.invited(self._section.cohort_size) // self._section.block_size)
+        engine = RayEngine(inner, self._cluster, self._section.ray, self._threads, most, self._display.say)
+        self._resources.callback(engine.close)
+        return engine
 
     def _say_what(self, partition: str) -> None:
         section, display, count = self._section, self._display, num_trainable(self._module)
@@ -111,6 +142,10 @@ class FederatedRun:
         display.say(f"clients   {self._config.partition.name}: {partition}")
         display.say(f"model     {self._config.model.name}, {count:,} trainable parameters")
         steps = f"{section.local_steps} local steps of {section.batch_size} samples"
+        if isinstance(engine := self.federation.engine, RayEngine) and self._cluster is not None:
+            actors = f"{engine.num_actors} actors" if engine.num_actors > 1 else "1 actor"
+            threads = f"{self._threads} threads each" if self._threads > 1 else "1 thread each"
+            display.say(f"ray       {actors} with {threads}, on {self._cluster.place}")
         display.say(
             f"algorithm {section.algorithm.name}, {section.cohort_size} clients a round, {steps}; {self.engine_name} engine"
         )
@@ -123,6 +158,7 @@ class FederatedRun:
         Raises:
             Diverged: if the model is not finite, or no answer has been for :data:`MOST_REFUSALS` rounds in a row.
             UserError: if the run is to be continued and cannot be.
+            EngineFailed: if clients can no longer be computed.
         """
         config, federation = self._config, self.federation
         facts = self._checkpoints.resume(self._display.say) if config.training.resume == "auto" else None
@@ -141,12 +177,18 @@ class FederatedRun:
                     self._save()
         finally:
             self._display.close()
-        return self._close()
+        return self._finish()
 
     def _note(self, report: RoundReport) -> None:
         if report.used:
             self._loss, self._losses = self._loss + report.loss, self._losses + 1
         self._refusals = 0 if report.used else self._refusals + (report.refused > 0)
+        self._silences = 0 if report.used else self._silences + (report.dropped > 0)
+        if self._silences >= MOST_REFUSALS:
+            raise EngineFailed(
+                f"nothing of {MOST_REFUSALS} rounds in a row has come back from Ray, up to round {self.federation.round}: actors "
+                "die, or take longer than federated.ray.block_timeout"
+            )
         if self._refusals >= MOST_REFUSALS or not self.federation.x.isfinite().all():
             raise Diverged(
                 f"diverged: clients' numbers are not finite, up to round {self.federation.round}: "
@@ -182,7 +224,7 @@ class FederatedRun:
         if facts is not None:
             display.say(f"continuing from round {self.federation.round} of {self._folder.checkpoints}")
             self._seconds_before = facts["seconds"]
-            if self._section.engine == "auto":  # a trial may have ended otherwise, and its choice shows in the last bits
+            if self._section.compute == "auto":  # a trial may have ended otherwise, and its choice shows in the last bits
                 self.federation.engine = self._engine(self.federation.algorithm, facts["method"])
             if recorder.last.get("step") != self.federation.round:  # else logged already, by the run that stopped here
                 self._loss, self._losses = facts["unlogged"]
@@ -221,6 +263,7 @@ class FederatedRun:
             "clients_used": totals.clients_used,
             "clients_lost": totals.clients_lost,
             "clients_refused": totals.clients_refused,
+            "clients_dropped": totals.clients_dropped,
             "void_rounds": totals.void_rounds,
             "virtual_seconds": totals.virtual_seconds,
         }
@@ -233,7 +276,7 @@ class FederatedRun:
             {"seconds": self._seconds(), "unlogged": [self._loss, self._losses], "method": self._problem.method}
         )
 
-    def _close(self) -> dict[str, Any]:
+    def _finish(self) -> dict[str, Any]:
         """Save, measure, and write the last record, weights and summary."""
         self._save()
         measured = self._validate() if self.completed else {}
