@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from disttrain.component import UserError
 from disttrain.config import LoadedConfig, load_config, show
+from disttrain.launch.claimed import Told, claimed_folder, with_directory
 from disttrain.launch.shutdown import USERS_MISTAKE
-from disttrain.recording.folder import RunFolder, unused_directory
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"disttrain: {error}", file=sys.stderr)
         code = USERS_MISTAKE
-    except _Told:
+    except Told:
         code = USERS_MISTAKE
     except KeyboardInterrupt:
         code = 130
@@ -106,15 +104,15 @@ def _train(parsed: argparse.Namespace) -> int:
     goes_on = parsed.on_failure == "continue"
     if goes_on:
         _check_survival(parsed, loaded)
-    with _claimed_folder(loaded) as folder:
-        overrides = _with_directory(parsed.overrides, loaded, folder)
+    with claimed_folder(loaded) as folder:
+        overrides = with_directory(parsed.overrides, loaded, folder)
         if goes_on:
             command = ["disttrain.worker", parsed.config, *overrides]
             code = train_on(command, folder.path, parsed.workers, loaded.config.launch.timeout, parsed.max_restarts)
         else:
             code = train(parsed.config, overrides, folder.path, parsed.workers, parsed.max_restarts)
         if code == USERS_MISTAKE:
-            raise _Told
+            raise Told
     return code
 
 
@@ -142,11 +140,11 @@ def _emulate(parsed: argparse.Namespace) -> int:
     loaded = _checked(parsed)
     check_config(loaded.config)
     check_machine()
-    with _claimed_folder(loaded) as folder:
-        overrides = _with_directory(parsed.overrides, loaded, folder)
+    with claimed_folder(loaded) as folder:
+        overrides = with_directory(parsed.overrides, loaded, folder)
         code = emulate(make_plan(loaded, overrides, folder.path, links, events, parsed.max_restarts))
         if code == USERS_MISTAKE:
-            raise _Told
+            raise Told
     return code
 
 
@@ -156,11 +154,6 @@ def _checked(parsed: argparse.Namespace) -> LoadedConfig:
     loaded.config.check_world(parsed.workers)
     loaded.config.check_data()
     return loaded
-
-
-def _with_directory(overrides: Sequence[str], loaded: LoadedConfig, folder: RunFolder) -> list[str]:
-    """The overrides for worker processes, which must all know a new folder."""
-    return [*overrides, *([f"run.directory={folder.path}"] if loaded.config.run.directory is None else [])]
 
 
 def _simulate(parsed: argparse.Namespace) -> int:
@@ -175,7 +168,7 @@ def _simulate(parsed: argparse.Namespace) -> int:
         print(f"note: {notice}")
     stop_request = StopRequest()
     stop_request.listen()
-    with _claimed_folder(loaded) as folder:
+    with claimed_folder(loaded) as folder:
         simulation = Simulation(loaded, options, folder, stop_request)
         try:
             simulation.run()
@@ -198,7 +191,7 @@ def _federated(parsed: argparse.Namespace) -> int:
         print(f"note: {notice}")
     stop_request = StopRequest()
     stop_request.listen()
-    with _claimed_folder(loaded) as folder:
+    with claimed_folder(loaded) as folder:
         run = FederatedRun(loaded, folder, stop_request)
         try:
             run.run()
@@ -217,25 +210,6 @@ def _merge(parsed: argparse.Namespace) -> int:
     output = None if parsed.output is None else Path(parsed.output)
     merge_runs(MergeOptions(tuple(map(Path, parsed.runs)), output, parsed.step, parsed.buffers))
     return 0
-
-
-class _Told(Exception):
-    """The user's mistake, which has been reported already."""
-
-
-@contextmanager
-def _claimed_folder(loaded: LoadedConfig) -> Iterator[RunFolder]:
-    """The folder that the config names, or a new one; a mistake found inside leaves nothing of a new one behind."""
-    directory = loaded.config.run.directory
-    new = directory is None or not Path(directory).exists()
-    folder = RunFolder(unused_directory(str(loaded.config.run.name)) if directory is None else Path(directory))
-    folder.claim(resume=loaded.config.training.resume == "auto")
-    try:
-        yield folder
-    except (UserError, _Told):
-        if new:
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise
 
 
 def _show(parsed: argparse.Namespace) -> int:
