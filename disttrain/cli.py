@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_config(federated, _federated)
     _add_merge(commands)
+    _add_data(commands)
     config = commands.add_parser("config", help="look at a config").add_subparsers(required=True, metavar="COMMAND")
     show_parser = config.add_parser("show", help="the resolved config", description=_show.__doc__, allow_abbrev=False)
     _add_config(show_parser, _show)
@@ -87,6 +88,22 @@ def _add_merge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     merge.add_argument("--buffers", choices=policies, help=which)
     merge.set_defaults(command=_merge, more="runs")
+
+
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    data = commands.add_parser("data", help="make files of tokens").add_subparsers(required=True, metavar="COMMAND")
+    prepare = data.add_parser("prepare", help="text to tokens", description=_prepare.__doc__, allow_abbrev=False)
+    what = "a file (text, .jsonl, .parquet), a folder of these, or a data set saved by Hugging Face's datasets"
+    prepare.add_argument("paths", nargs="+", metavar="PATH", help=what)
+    prepare.add_argument("--output", required=True, metavar="FOLDER", help="where to write")
+    tokenizer = "a tokenizer.json, a folder with one, or bytes (default)"
+    prepare.add_argument("--tokenizer", default="bytes", metavar="FILE", help=tokenizer)
+    separator = "put after each document (default: a zero byte, or the token that ends a text)"
+    prepare.add_argument("--separator", metavar="TEXT", help=separator)
+    suffixes = "what is taken from folders, such as .txt,.py (default: .txt,.md,.rst,.jsonl,.ndjson,.parquet)"
+    prepare.add_argument("--suffixes", type=_suffixes, metavar="LIST", help=suffixes)
+    prepare.add_argument("--field", default="text", metavar="NAME", help="the field or column with the text (default text)")
+    prepare.set_defaults(command=_prepare, more="paths")
 
 
 def _add_config(parser: argparse.ArgumentParser, command: object) -> None:
@@ -212,10 +229,30 @@ def _merge(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _prepare(parsed: argparse.Namespace) -> int:
+    """Turn text into files of tokens that data.name=prepared reads from disk. Needs little memory and says how far it is; given
+    again after an interruption, it goes on where it was."""
+    from disttrain.data.preparation.command import DEFAULT_SUFFIXES, PrepareOptions, prepare
+    from disttrain.launch.shutdown import StopRequest
+
+    stop_request = StopRequest()
+    stop_request.listen()
+    suffixes = parsed.suffixes or DEFAULT_SUFFIXES
+    options = PrepareOptions(tuple(parsed.paths), Path(parsed.output), parsed.tokenizer, parsed.separator, suffixes, parsed.field)
+    return prepare(options, lambda: bool(stop_request))
+
+
 def _show(parsed: argparse.Namespace) -> int:
     """Print the resolved config, each value with where it comes from; the output is a config file again."""
     print(show(load_config(parsed.config, parsed.overrides)), end="")
     return 0
+
+
+def _suffixes(text: str) -> tuple[str, ...]:
+    suffixes = tuple(each.lower() for each in text.split(","))
+    if not all(each.startswith(".") and len(each) > 1 for each in suffixes):
+        raise argparse.ArgumentTypeError(f"must be endings with a dot, such as .txt,.py, got {text!r}")
+    return suffixes
 
 
 def _positive(text: str) -> int:

@@ -119,7 +119,7 @@ class Launched:
             time.sleep(0.1)
         left = [Path(f"/proc/{pid}/cmdline").read_text() for pid in self.processes()]
         self.kill()
-        assert not left
+        assert not left, left
 
 
 def finished(command, timeout=240, environment=None):
