@@ -19,7 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed, rest = parser.parse_known_args(arguments)  # argparse takes no positional arguments after options
     if options := [each for each in rest if each.startswith("-")]:
         parser.error(f"unknown option: {' '.join(options)}")
-    vars(parsed)[parsed.more] += rest
+    if rest and parsed.more is None:
+        parser.error(f"unexpected: {' '.join(rest)}")
+    if parsed.more is not None:
+        vars(parsed)[parsed.more] += rest
     try:
         code = parsed.command(parsed)
     except UserError as error:
@@ -70,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(federated, _federated)
     _add_merge(commands)
     _add_data(commands)
+    doctor = commands.add_parser("doctor", help="what this machine can do", description=_doctor.__doc__, allow_abbrev=False)
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.set_defaults(command=_doctor, more=None)
     config = commands.add_parser("config", help="look at a config").add_subparsers(required=True, metavar="COMMAND")
     show_parser = config.add_parser("show", help="the resolved config", description=_show.__doc__, allow_abbrev=False)
     _add_config(show_parser, _show)
@@ -240,6 +246,14 @@ def _prepare(parsed: argparse.Namespace) -> int:
     suffixes = parsed.suffixes or DEFAULT_SUFFIXES
     options = PrepareOptions(tuple(parsed.paths), Path(parsed.output), parsed.tokenizer, parsed.separator, suffixes, parsed.field)
     return prepare(options, lambda: bool(stop_request))
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    """Look at what training and its options need, and say for each thing missing the command that mends it. Exits with 0 when
+    training can run. Under torchrun or mpirun, also measures latency and bandwidth between ranks, on every network interface."""
+    from disttrain.launch.doctor import doctor
+
+    return doctor(parsed.json)
 
 
 def _show(parsed: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] = sys.argv[1:]) -> NoReturn:
     stop_request.listen()
     stop_with_parent()
     try:
-        world = _import_mpi()
+        world = import_mpi()
     except UserError as error:
         print(f"disttrain: {error}", file=sys.stderr)
         leave(USERS_MISTAKE)
@@ -138,7 +138,8 @@ def end(world: Intracomm, info: RankInfo, code: int, kind: str) -> NoReturn:
     leave(code)
 
 
-def _import_mpi() -> Intracomm:
+def import_mpi() -> Intracomm:
+    """MPI's world of processes; UserError if mpi4py or its library is missing."""
     try:
         from mpi4py import MPI
     except ImportError as error:

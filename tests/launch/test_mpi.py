@@ -8,7 +8,7 @@ import time
 import pytest
 
 from disttrain.component import UserError
-from disttrain.launch.mpi import _import_mpi, address_of_this_host, refuse_wrong_mpi
+from disttrain.launch.mpi import address_of_this_host, import_mpi, refuse_wrong_mpi
 from tests.launch.launchers import (
     LONG,
     MPIRUN,
@@ -142,4 +142,4 @@ def test_other_hosts_are_not_told_an_address_that_means_themselves(monkeypatch):
 def test_without_mpi4py_the_command_that_installs_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(UserError, match=r"pip install 'disttrain\[mpi\]'"):
-        _import_mpi()
+        import_mpi()
