@@ -2,10 +2,10 @@
 
     python simulations/bench_preparation.py --megabytes 1000 [--vocabulary 8192] [--folder /tmp/preparation]
 
-The text is this machine's Python sources, over and over, in ten files. It is prepared twice: in one go, and killed three times by
-SIGKILL at a quarter, a half and three quarters, and continued. Prints megabytes of text per second, the largest resident memory of
-the process, and whether both folders have the same bytes. With --vocabulary, a byte-level BPE is trained on a part first; without,
-tokens are bytes.
+The text is this machine's Python sources, over and over, in ten files. It is prepared twice: in one go, and killed three times
+by SIGKILL at a quarter, a half and three quarters, and continued. Prints megabytes of text per second, the largest resident
+memory of the process, and whether both folders have the same bytes. With --vocabulary, a byte-level BPE is trained on a part
+first; without, tokens are bytes.
 """
 
 from __future__ import annotations

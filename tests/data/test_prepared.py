@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from disttrain.data import Corpus, PreparedConfig, TextConfig
 from disttrain.data.preparation.command import PrepareOptions, prepare
 from tests.data.test_text import save_bpe
 from tests.training.small_run import train
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -197,3 +200,21 @@ def test_a_loader_that_does_not_fit_is_refused_with_the_config(setting, message)
 def test_a_loader_that_returns_something_else_is_refused():
     with pytest.raises(ValueError, match=r"data.target=own_blobs:nothing returned a int, not a disttrain.data.Corpus"):
         imported("data.target=own_blobs:nothing", "data.arguments={}").build(0)
+
+
+def test_the_manuals_loader_trains_as_it_stands(launched, folder):
+    manual = (ROOT / "docs/data.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", manual, re.DOTALL)
+    (settings,) = [block for block in re.findall(r"```yaml\n(.*?)```", manual, re.DOTALL) if "name: import" in block]
+    (folder / "my_data.py").write_text(code)
+    (folder / "own.yaml").write_text(settings)
+    _, summary = launched(1, train, folder / "own.yaml", folder / "run", "training.steps=40", "optimizer.lr=0.01")[0]
+    assert summary["validation_loss"] < 1.0  # ln 3 = 1.1 without learning
+
+
+def test_the_manuals_mixture_is_a_config(folder):
+    manual = (ROOT / "docs/data.md").read_text()
+    (settings,) = [block for block in re.findall(r"```yaml\n(.*?)```", manual, re.DOTALL) if "name: prepared" in block]
+    (folder / "mixture.yaml").write_text(settings)
+    data = load_config(folder / "mixture.yaml").config.data
+    assert (data.name, data.weights, data.sequence_length) == ("prepared", [7, 3], 512)
