@@ -74,7 +74,7 @@ def test_a_tokenizer_gives_the_same_tokens_as_for_whole_texts(corpus):
     assert PreparedTokens.open(Path("out"), verify=True).tokens.tolist() == np.concatenate(whole).tolist()
 
 
-@given(st.binary(max_size=400), st.integers(1, 40), st.integers(0, 40))
+@given(st.text("ab\nž🦊").map(str.encode) | st.binary(max_size=200), st.integers(1, 40), st.integers(0, 40))
 def test_pieces_join_to_the_file_and_begin_alike_from_any_place(tmp_path_factory, text, piece, more):
     path = tmp_path_factory.mktemp("pieces") / "text"
     path.write_bytes(text)
@@ -84,11 +84,13 @@ def test_pieces_join_to_the_file_and_begin_alike_from_any_place(tmp_path_factory
         whole = list(TextInput("", path, "").pieces(0))
         assert b"".join(each.text for each in whole) == text
         assert [each.ends for each in whole] == [False] * (len(whole) - 1) + [True] * bool(whole)
+        longest = piece + more
+        assert all(each.text.endswith(b"\n") or longest - 3 <= len(each.text) <= longest or each.ends for each in whole)
         for number, each in enumerate(whole):
             assert list(TextInput("", path, "").pieces(each.next)) == whole[number + 1 :]
 
 
-@given(st.text(max_size=200), st.integers(8, 30))
+@given(st.text("a\nž漢🦊", max_size=60), st.integers(8, 30))
 def test_no_character_is_cut(tmp_path_factory, text, piece):
     path = tmp_path_factory.mktemp("pieces") / "text"
     path.write_bytes(text.encode())

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 FOREIGN = ("OMPI", "PMI", "TORCHELASTIC", "SLURM", "RANK", "WORLD_SIZE", "LOCAL_RANK", "RAY_ADDRESS")
 MARK = "DISTTRAIN_TEST_MARK"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", ROOT / "launchers/train.py"]
-MPIRUN = [Path(sys.executable).parent / "mpiexec", "-n", "2", sys.executable, "-m", "mpi4py", ROOT / "launchers/mpi.py"]
+MPIEXEC = [Path(sys.executable).parent / "mpiexec", "-n", "2", sys.executable]
+MPIRUN = [*MPIEXEC, "-m", "mpi4py", ROOT / "launchers/mpi.py"]
 RAY = [sys.executable, ROOT / "launchers/ray_cluster.py", "--workers", "2"]
 LONG = ("training.steps=5000", "training.validate_every=0", "recording.log_every=1")
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,6 +41,14 @@ def fake_slurm(folder):
         "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711", "SLURM_NNODES": "1", "WORKERS_PER_NODE": "2",
         "SLURM_JOB_NODELIST": "localhost", "PYTHON": sys.executable, "SCONTROL_CALLS": str(folder / "scontrol"),
     }  # fmt: skip
+
+
+def pods_variables():
+    """What two pods have in common; the port is one that was free just now."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
 
 def pod(kind):
@@ -97,7 +106,7 @@ def test_two_pods_train_together(tmp_path):
     config = write_config(tmp_path)
     command = pod("Master")["args"][0].replace("/etc/disttrain/run.yaml", str(config)).replace("/runs", str(tmp_path))
     command = command.replace("exec python", f"exec {sys.executable}")
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29731", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    common = pods_variables()
     pods = [Launched(["sh", "-c", command], common | {"RANK": str(rank), "WORKERS_PER_POD": "1"}) for rank in range(2)]
     for each in pods:
         code, _, error = each.end(timeout=240)
@@ -110,7 +119,7 @@ def test_two_pods_train_together(tmp_path):
 def test_pods_that_run_the_worker_itself_find_each_other_too(tmp_path):
     config, started = write_config(tmp_path), time.monotonic()
     command = [sys.executable, ROOT / "launchers/train.py", config, f"run.directory={tmp_path / 'run'}"]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29733", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    common = pods_variables()
     pods = [Launched(command, common | {"RANK": str(rank)}) for rank in range(2)]
     for each in pods:
         code, _, error = each.end(timeout=240)

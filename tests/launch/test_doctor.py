@@ -11,7 +11,7 @@ import pytest
 from disttrain.launch import doctor_checks
 from disttrain.launch.doctor import doctor
 from disttrain.launch.link_speed import interfaces, measure, pairs
-from tests.launch.launchers import FOREIGN, MPIRUN, ROOT, TORCHRUN, finished
+from tests.launch.launchers import FOREIGN, MPIEXEC, ROOT, TORCHRUN, finished
 
 SHAPED = """
 ip link set lo up && tc qdisc add dev lo root tbf rate 100mbit burst 64kb limit 1mb && exec "$@"
@@ -108,7 +108,7 @@ def test_of_many_ranks_only_neighbours_are_measured():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [[*TORCHRUN[:-1], "-m"], [*MPIRUN[:-3], sys.executable, "-m"]])
+@pytest.mark.parametrize("launcher", [[*TORCHRUN[:-1], "-m"], [*MPIEXEC, "-m"]])
 def test_under_a_launcher_one_report_has_the_links(launcher):
     code, output, error = finished([*launcher, "disttrain.cli", "doctor", "--json"])
     assert code == 0, error

@@ -11,6 +11,7 @@ from disttrain.component import UserError
 from disttrain.launch.mpi import address_of_this_host, import_mpi, refuse_wrong_mpi
 from tests.launch.launchers import (
     LONG,
+    MPIEXEC,
     MPIRUN,
     ROOT,
     STRATEGIES,
@@ -65,7 +66,7 @@ def test_a_killed_rank_ends_all(tmp_path):
     os.kill(launched.processes(sys.executable)[-1], signal.SIGKILL)
     code, output, error = launched.end(timeout=45)
     assert code != 0
-    assert "KILLED BY SIGNAL: 9" in output + error
+    assert "signal 9" in output + error
     launched.assert_nothing_is_left()
 
 
@@ -112,7 +113,7 @@ def test_two_launchers_are_told_in_one_message(tmp_path, environment, words):
 
 @pytest.mark.slow
 def test_mpirun_without_the_mpi_launcher_is_refused(tmp_path):
-    code, _, error = finished([*MPIRUN[:-3], sys.executable, ROOT / "launchers/train.py", write_config(tmp_path)])
+    code, _, error = finished([*MPIEXEC, ROOT / "launchers/train.py", write_config(tmp_path)])
     assert code == 2
     assert "MPICH's mpirun started 2 processes (PMI_SIZE)" in error
     assert "launchers/mpi.py" in error
