@@ -9,8 +9,8 @@ from pathlib import Path
 
 from disttrain.component import UserError
 from disttrain.config import LoadedConfig, load_config, show
-from disttrain.launch.claimed import Told, claimed_folder, with_directory
 from disttrain.launch.shutdown import USERS_MISTAKE
+from disttrain.launchers.claimed import Told, claimed_folder, with_directory
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -251,7 +251,7 @@ def _prepare(parsed: argparse.Namespace) -> int:
 def _doctor(parsed: argparse.Namespace) -> int:
     """Look at what training and its options need, and say for each thing missing the command that mends it. Exits with 0 when
     training can run. Under torchrun or mpirun, also measures latency and bandwidth between ranks, on every network interface."""
-    from disttrain.launch.doctor import doctor
+    from disttrain.doctor.command import doctor
 
     return doctor(parsed.json)
 

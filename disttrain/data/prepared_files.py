@@ -46,9 +46,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Make the folder whole: nobody reads one without a manifest."""
-        beside = folder / f".{MANIFEST}"
-        beside.write_text(json.dumps({"format": FORMAT} | asdict(self)))
-        beside.replace(folder / MANIFEST)
+        replace_text(folder / MANIFEST, json.dumps({"format": FORMAT} | asdict(self)))
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -108,6 +106,13 @@ class PreparedTokens:
         if manifest.num_tokens == 0:
             raise ValueError(f"{folder} holds no token: all its inputs were empty")
         return cls(folder, manifest, np.memmap(folder / TOKENS, dtype=manifest.dtype, mode="r"), ends)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old content or the new, never half of it."""
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
 
 
 def sha256_of_file(path: Path, size: int | None = None, told: Callable[[int], Any] = lambda done: None) -> str:

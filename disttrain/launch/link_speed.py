@@ -21,10 +21,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from disttrain.launch.shutdown import leave_world
+
 MOST_PAIRS = 66
 """All pairs of 12 workers; of more, each is measured with its neighbour only."""
 ROUND_TRIPS, MESSAGE_BYTES, MESSAGES = 50, 2**22, 3
-TIMEOUT = timedelta(seconds=15)
+TIMEOUT, MEETING = timedelta(seconds=15), timedelta(seconds=60)
 GET_ADDRESS, GET_FLAGS, UP, LOOPBACK = 0x8915, 0x8913, 0x1, 0x8  # Linux: SIOCGIFADDR, SIOCGIFFLAGS
 
 
@@ -37,6 +39,15 @@ class Link:
     second: int
     latency_seconds: float
     bytes_per_second: float
+
+
+def meet_and_measure() -> tuple[list[Link], dict[str, str]]:
+    """The same as :func:`measure`, by ranks that have yet to meet, in a process group that is gone afterwards."""
+    dist.init_process_group("gloo", timeout=MEETING)
+    try:
+        return measure()
+    finally:
+        leave_world()
 
 
 def measure() -> tuple[list[Link], dict[str, str]]:

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from disttrain.launch import doctor_checks
-from disttrain.launch.doctor import doctor
+from disttrain.doctor import checks
+from disttrain.doctor.command import doctor
 from disttrain.launch.link_speed import interfaces, measure, pairs
 from tests.launch.launchers import FOREIGN, MPIEXEC, ROOT, TORCHRUN, finished
 
@@ -44,7 +44,7 @@ def test_what_is_missing_comes_with_the_command_that_mends_it(capsys, monkeypatc
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(doctor_checks, "SHARED_BYTES", 2**60)
+    monkeypatch.setattr(checks, "SHARED_BYTES", 2**60)
     told, found = report(capsys)
     assert told["can_train"]  # without any of it
     assert found["mpi"]["mend"] == "pip install 'disttrain[mpi]' mpich"
@@ -59,7 +59,7 @@ def test_without_a_working_gloo_training_cannot_run(capsys, monkeypatch):
     def fail():
         raise RuntimeError("no such host\nmore")
 
-    monkeypatch.setattr(doctor_checks, "_try_gloo", fail)
+    monkeypatch.setattr("disttrain.launch.backends.try_gloo", fail)
     told, found = report(capsys)
     assert not told["can_train"]
     assert "/etc/hosts" in found["gloo"]["mend"]
@@ -71,7 +71,7 @@ def test_a_folder_that_cannot_be_written_to_is_told(capsys, monkeypatch):
     def refuse(**options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(doctor_checks.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(checks.tempfile, "TemporaryFile", refuse)
     assert "cannot be written to" in report(capsys)[1]["disk"]["detail"]
     assert doctor(as_json=True) == 1
 

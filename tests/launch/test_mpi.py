@@ -8,7 +8,7 @@ import time
 import pytest
 
 from disttrain.component import UserError
-from disttrain.launch.mpi import address_of_this_host, import_mpi, refuse_wrong_mpi
+from disttrain.launchers.mpi import address_of_this_host, import_mpi, refuse_wrong_mpi
 from tests.launch.launchers import (
     LONG,
     MPIEXEC,

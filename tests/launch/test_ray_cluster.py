@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from disttrain.component import UserError
-from disttrain.launch.ray_cluster import _check_options, _import_ray, _parser
-from disttrain.launch.ray_supervision import in_rank_order, ranks, reason_of_death, variables
-from disttrain.launch.ray_worker import Place
+from disttrain.launchers.ray_cluster import _check_options, _import_ray, _parser
+from disttrain.launchers.ray_supervision import in_rank_order, ranks, reason_of_death, variables
+from disttrain.launchers.ray_worker import Place
 from tests.launch.launchers import (
     LONG,
     RAY,

@@ -15,8 +15,7 @@ import numpy as np
 
 from disttrain.component import UserError
 from disttrain.data.base import Tokens
-from disttrain.data.prepared_files import ENDS, MANIFEST, PLAN, TOKENS, hash_of_file, sha256_of_file
-from disttrain.recording.folder import write_atomically
+from disttrain.data.prepared_files import ENDS, MANIFEST, PLAN, TOKENS, hash_of_file, replace_text, sha256_of_file
 
 PROGRESS = "progress.json"
 SAVE_SECONDS = 2.0
@@ -61,7 +60,7 @@ class Writer:
             elif any(folder.iterdir()):
                 raise UserError(f"{folder} is not empty: name another --output")
             else:
-                write_atomically(folder / PLAN, json.dumps(plan))
+                replace_text(folder / PLAN, json.dumps(plan))
             self._tokens = _reopen(folder / TOKENS, self.progress.num_tokens * np.dtype(dtype).itemsize)
             self._ends = _reopen(folder / ENDS, 8 * self.progress.file)
             self._hash = hash_of_file(folder / TOKENS)
@@ -98,7 +97,7 @@ class Writer:
         for file in (self._tokens, self._ends):
             file.flush()
             os.fsync(file.fileno())
-        write_atomically(self._folder / PROGRESS, json.dumps(asdict(self.progress)))
+        replace_text(self._folder / PROGRESS, json.dumps(asdict(self.progress)))
         self._saved = time.monotonic()
 
     def finish(self) -> dict[str, str]:

@@ -17,11 +17,11 @@ from typing import Any, NoReturn
 
 from disttrain.component import UserError
 from disttrain.config import load_config
-from disttrain.launch.claimed import Told, claimed_folder, with_directory
 from disttrain.launch.ending import start_until_final
 from disttrain.launch.rank_info import OTHERS, others, refuse_torchrun
-from disttrain.launch.ray_supervision import Crew
 from disttrain.launch.shutdown import USERS_MISTAKE, StopRequest, leave
+from disttrain.launchers.claimed import Told, claimed_folder, with_directory
+from disttrain.launchers.ray_supervision import Crew
 from disttrain.quantities import parse_duration
 
 LOCAL_STORE_BYTES = 80_000_000  # nearly Ray's least: nothing large goes through its object store

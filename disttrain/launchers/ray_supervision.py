@@ -12,8 +12,8 @@ from typing import Any
 from disttrain.component import UserError
 from disttrain.launch.ending import Ending, ending_of
 from disttrain.launch.rank_info import RankInfo
-from disttrain.launch.ray_worker import Outcome, Place, RayWorker
 from disttrain.launch.shutdown import DONE, FAILED, STOPPED, StopRequest
+from disttrain.launchers.ray_worker import Outcome, Place, RayWorker
 
 GRACE_SECONDS = 5.0
 """For the other workers to notice, and to say what they saw, when one has failed."""

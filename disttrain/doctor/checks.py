@@ -82,31 +82,20 @@ def _threads() -> Finding:
 
 
 def _backends() -> Iterator[Finding]:
-    import torch.distributed as dist
+    from disttrain.launch import backends
 
-    if not dist.is_available() or not dist.is_gloo_available():
+    if not backends.has_gloo():
         yield Finding("gloo", False, "this torch was built without it", "pip install --force-reinstall torch", True)
         return
     try:
-        _try_gloo()
+        backends.try_gloo()
         yield Finding("gloo", True, "a group of one was made and left", needed=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         mend = f"echo '127.0.1.1 {socket.gethostname()}' >> /etc/hosts"  # gloo looks up the host's own name
         yield Finding("gloo", False, f"no group can be made: {reason}; or set launch.interface", mend, True)
-    nccl = dist.is_nccl_available()
+    nccl = backends.has_nccl()
     yield Finding("nccl", nccl, "available" if nccl else "this torch has none: GPUs would speak through gloo")
-
-
-def _try_gloo() -> None:
-    import torch
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        return
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    dist.all_reduce(torch.ones(1))
-    dist.destroy_process_group()
 
 
 def _gpu() -> Finding:

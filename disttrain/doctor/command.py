@@ -7,13 +7,12 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import timedelta
 from typing import Any
 
 from disttrain.component import UserError
-from disttrain.launch.doctor_checks import Finding, findings
+from disttrain.doctor.checks import Finding, findings
 from disttrain.launch.rank_info import RankInfo, others
-from disttrain.launch.shutdown import DONE, FAILED, leave_world
+from disttrain.launch.shutdown import DONE, FAILED
 
 
 def doctor(as_json: bool) -> int:
@@ -35,7 +34,9 @@ def doctor(as_json: bool) -> int:
                 _say(finding)
     links: list[Any] = []
     if info.world_size > 1 and launcher.ok:
-        links, failures = _measure_links()
+        from disttrain.launch.link_speed import meet_and_measure
+
+        links, failures = meet_and_measure()
         found += [Finding(f"interface {name}", False, why) for name, why in failures.items()]
     can_train = all(each.ok for each in found if each.needed)
     if info.rank == 0:
@@ -48,7 +49,7 @@ def _who(environment: Mapping[str, str]) -> tuple[RankInfo, Any, Finding]:
     """This process among all, the store in which they meet if it had to be made, and what to say about the launcher."""
     try:
         if any(name in others(environment) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")):
-            from disttrain.launch import mpi
+            from disttrain.launchers import mpi
 
             world = mpi.import_mpi()
             mpi.refuse_wrong_mpi(environment, world.size)
@@ -66,18 +67,6 @@ def _launcher(info: RankInfo) -> Finding:
         return Finding("launcher", True, f"none, this process is alone{speeds}", needed=True)
     here = f"{info.local_world_size} of {info.world_size} ranks on this host"
     return Finding("launcher", True, f"{info.launcher}, {here}", needed=True)
-
-
-def _measure_links() -> tuple[list[Any], dict[str, str]]:
-    import torch.distributed as dist
-
-    from disttrain.launch.link_speed import measure
-
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    try:
-        return measure()
-    finally:
-        leave_world()
 
 
 def _say(finding: Finding) -> None:
