@@ -14,7 +14,7 @@ from disttrain.launch.link_speed import interfaces, measure, pairs
 from tests.launch.launchers import FOREIGN, MPIEXEC, ROOT, TORCHRUN, finished
 
 SHAPED = """
-ip link set lo up && tc qdisc add dev lo root tbf rate 100mbit burst 64kb limit 1mb && exec "$@"
+ip link set lo mtu 1500 up && tc qdisc add dev lo root tbf rate 100mbit burst 64kb limit 1mb && exec "$@"
 """
 
 
