@@ -68,8 +68,12 @@ def start(text: Path, output: Path, tokenizer: str) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes], timeout: float) -> None:
-    if process.wait(timeout=timeout):
-        raise SystemExit(f"disttrain data prepare ended with {process.returncode}")
+    try:
+        code = process.wait(timeout=timeout)
+    finally:
+        process.kill()
+    if code:
+        raise SystemExit(f"disttrain data prepare ended with {code}")
 
 
 def kill_at(text: Path, output: Path, tokenizer: str, share: float, total: int, timeout: float) -> int:
