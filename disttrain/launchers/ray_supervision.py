@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ GRACE_SECONDS = 5.0
 STOP_SECONDS = 30.0
 """For all to save and stop."""
 POLL_SECONDS = 0.5
+
+
+class _Stopped(Exception):
+    """Somebody asked this process to stop, before the workers could hear of it."""
 
 
 class Crew:
@@ -51,13 +56,16 @@ class Crew:
         import ray
         from ray.util import remove_placement_group
 
-        group, actors = self._place(), []
+        group, actors = self._ask_for_places(), []
         try:
+            self._wait_for([group.ready()], self._no_room)
             actors = self._hire(group)
             calls = self._set_to_work(actors, arguments)
             return self._watch(actors, calls)
-        except ray.exceptions.GetTimeoutError:
-            return Ending(FAILED, f"Ray's actors did not answer within {self._wait:g} s", final=False)
+        except TimeoutError as error:
+            return Ending(FAILED, str(error), final=False)
+        except _Stopped:
+            return Ending(FAILED, f"stopped by {self._stop.signal} before there was anything to save")
         except ray.exceptions.RayActorError as error:
             return Ending(FAILED, f"a Ray actor died before training began: {reason_of_death(error)}", final=False)
         finally:
@@ -65,29 +73,42 @@ class Crew:
                 ray.kill(actor)
             remove_placement_group(group)
 
-    def _place(self) -> Any:
-        """A place for every worker."""
+    def _ask_for_places(self) -> Any:
+        from ray.util import placement_group
+
+        return placement_group([self._bundle()] * self._size, strategy="STRICT_SPREAD" if self._spread else "PACK")
+
+    def _bundle(self) -> dict[str, int]:
+        """What Ray keeps for a worker."""
+        return {"CPU": self._cpus} | ({"GPU": 1} if self._gpu else {})
+
+    def _wait_for(self, calls: list[Any], late: Callable[[], Exception]) -> list[Any]:
+        """The results of calls; if they are ``late``, an error is raised, if somebody wants to stop, :class:`_Stopped`."""
         import ray
-        from ray.util import placement_group, remove_placement_group
 
-        bundle = {"CPU": self._cpus} | ({"GPU": 1} if self._gpu else {})
-        group = placement_group([bundle] * self._size, strategy="STRICT_SPREAD" if self._spread else "PACK")
-        deadline = time.monotonic() + self._wait
-        while not ray.wait([group.ready()], timeout=POLL_SECONDS)[0]:
-            if time.monotonic() > deadline or self._stop:
-                remove_placement_group(group)
-                raise UserError(self._no_room(bundle))
-        return group
+        waiting, deadline = list(calls), time.monotonic() + self._wait
+        while waiting:
+            if self._stop:
+                raise _Stopped
+            if time.monotonic() > deadline:
+                raise late()
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
+        return list(ray.get(calls, timeout=POLL_SECONDS + self._wait))
 
-    def _no_room(self, bundle: dict[str, int]) -> str:
+    def _no_answer(self) -> Exception:
+        return TimeoutError(f"Ray's actors did not answer within {self._wait:g} s")
+
+    def _no_room(self) -> Exception:
         import ray
 
         there = [f"{amount:g} {name}" for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")]
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        asked = " and ".join(f"{amount} {name}" for name, amount in bundle.items())
+        asked = " and ".join(f"{amount} {name}" for name, amount in self._bundle().items())
         where = "each on a node of its own" if self._spread else "on any nodes"
-        return (f"Ray found no room within {self._wait:g} s for {self._size} workers of {asked}, {where}: nodes: {len(nodes)}, "
-                f"with {' and '.join(there)} in all; ask for less, or for longer by --wait")  # fmt: skip
+        return UserError(
+            f"Ray found no room within {self._wait:g} s for {self._size} workers of {asked}, {where}: nodes: {len(nodes)}, "
+            f"with {' and '.join(there)} in all; ask for less, or for longer by --wait"
+        )
 
     def _hire(self, group: Any) -> list[Any]:
         """An actor in every place."""
@@ -105,12 +126,10 @@ class Crew:
 
     def _set_to_work(self, actors: list[Any], arguments: list[str]) -> list[Any]:
         """Give everybody a rank, and let them train; returns the calls, by rank. Actors are sorted by rank."""
-        import ray
-
-        places: list[Place] = ray.get([actor.place.remote() for actor in actors], timeout=self._wait)
+        places: list[Place] = self._wait_for([actor.place.remote() for actor in actors], self._no_answer)
         order = in_rank_order(places)
         actors[:], places = [actors[index] for index in order], [places[index] for index in order]
-        port = ray.get(actors[0].open_store.remote(), timeout=self._wait)
+        (port,) = self._wait_for([actors[0].open_store.remote()], self._no_answer)
         logs, work = str(self._folder / "logs"), os.getcwd()
         return [
             actor.train.remote(arguments, info, variables(info, places, port), logs, work)

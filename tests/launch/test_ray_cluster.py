@@ -124,6 +124,18 @@ def test_no_room_is_told_with_what_there_is(tmp_path):
     assert "found no room within 5 s for 2 workers of 1 CPU, each on a node of its own: nodes: 1, with 2 CPU in all" in error
 
 
+@pytest.mark.slow
+def test_ctrl_c_ends_the_wait_for_room(tmp_path):
+    run = Launched([*RAY, "--spread", "--wait", "10min", write_config(tmp_path), f"run.directory={tmp_path / 'run'}"])
+    deadline = time.monotonic() + 150
+    while not run.processes("ray::") and time.monotonic() < deadline:
+        time.sleep(0.5)
+    run.press_ctrl_c()
+    code, _, error = run.end(timeout=45)
+    assert code in (1, 130), error  # it waits already, or Ray is still about to start
+    run.assert_nothing_is_left()
+
+
 def test_workers_of_one_node_have_neighbouring_ranks():
     places = [place("2"), place("5"), place("2"), place("1"), place("5")]
     order = in_rank_order(places)
