@@ -75,8 +75,9 @@ def run(parsed: argparse.Namespace) -> int:
         overrides = with_directory(parsed.overrides, loaded, folder)
         try:
             stop = StopRequest()
+            stop.listen()  # a Ray that is interrupted while it starts leaves processes behind for minutes
             _connect(ray, parsed)
-            stop.listen()  # after Ray, which has a handler of its own for SIGTERM
+            stop.listen()  # again: Ray has installed a handler of its own for SIGTERM
             gpu = loaded.config.launch.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= parsed.workers
             crew = Crew(parsed.workers, parsed.cpus, gpu, parsed.spread, wait, folder.path.absolute(), stop)
             config = str(Path(parsed.config).absolute())
