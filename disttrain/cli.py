@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from disttrain.component import UserError
 from disttrain.config import LoadedConfig, load_config, show
 from disttrain.launch.shutdown import USERS_MISTAKE
-from disttrain.recording.folder import RunFolder, unused_directory
+from disttrain.launchers.claimed import Told, claimed_folder, with_directory
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,13 +19,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed, rest = parser.parse_known_args(arguments)  # argparse takes no positional arguments after options
     if options := [each for each in rest if each.startswith("-")]:
         parser.error(f"unknown option: {' '.join(options)}")
-    vars(parsed)[parsed.more] += rest
+    if rest and parsed.more is None:
+        parser.error(f"unexpected: {' '.join(rest)}")
+    if parsed.more is not None:
+        vars(parsed)[parsed.more] += rest
     try:
         code = parsed.command(parsed)
     except UserError as error:
         print(f"disttrain: {error}", file=sys.stderr)
         code = USERS_MISTAKE
-    except _Told:
+    except Told:
         code = USERS_MISTAKE
     except KeyboardInterrupt:
         code = 130
@@ -72,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(federated, _federated)
     _add_merge(commands)
     _add_report(commands)
+    _add_data(commands)
+    doctor = commands.add_parser("doctor", help="what this machine can do", description=_doctor.__doc__, allow_abbrev=False)
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.set_defaults(command=_doctor, more=None)
     config = commands.add_parser("config", help="look at a config").add_subparsers(required=True, metavar="COMMAND")
     show_parser = config.add_parser("show", help="the resolved config", description=_show.__doc__, allow_abbrev=False)
     _add_config(show_parser, _show)
@@ -100,6 +105,22 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     report.set_defaults(command=_report, more="runs")
 
 
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    data = commands.add_parser("data", help="make files of tokens").add_subparsers(required=True, metavar="COMMAND")
+    prepare = data.add_parser("prepare", help="text to tokens", description=_prepare.__doc__, allow_abbrev=False)
+    what = "a file (text, .jsonl, .parquet), a folder of these, or a data set saved by Hugging Face's datasets"
+    prepare.add_argument("paths", nargs="+", metavar="PATH", help=what)
+    prepare.add_argument("--output", required=True, metavar="FOLDER", help="where to write")
+    tokenizer = "a tokenizer.json, a folder with one, or bytes (default)"
+    prepare.add_argument("--tokenizer", default="bytes", metavar="FILE", help=tokenizer)
+    separator = "put after each document (default: a zero byte, or the token that ends a text)"
+    prepare.add_argument("--separator", metavar="TEXT", help=separator)
+    suffixes = "what is taken from folders, such as .txt,.py (default: .txt,.md,.rst,.jsonl,.ndjson,.parquet)"
+    prepare.add_argument("--suffixes", type=_suffixes, metavar="LIST", help=suffixes)
+    prepare.add_argument("--field", default="text", metavar="NAME", help="the field or column with the text (default text)")
+    prepare.set_defaults(command=_prepare, more="paths")
+
+
 def _add_config(parser: argparse.ArgumentParser, command: object) -> None:
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="settings that replace the file's")
@@ -115,15 +136,15 @@ def _train(parsed: argparse.Namespace) -> int:
     goes_on = parsed.on_failure == "continue"
     if goes_on:
         _check_survival(parsed, loaded)
-    with _claimed_folder(loaded) as folder:
-        overrides = _with_directory(parsed.overrides, loaded, folder)
+    with claimed_folder(loaded) as folder:
+        overrides = with_directory(parsed.overrides, loaded, folder)
         if goes_on:
             command = ["disttrain.worker", parsed.config, *overrides]
             code = train_on(command, folder.path, parsed.workers, loaded.config.launch.timeout, parsed.max_restarts)
         else:
             code = train(parsed.config, overrides, folder.path, parsed.workers, parsed.max_restarts)
         if code == USERS_MISTAKE:
-            raise _Told
+            raise Told
     return code
 
 
@@ -151,11 +172,11 @@ def _emulate(parsed: argparse.Namespace) -> int:
     loaded = _checked(parsed)
     check_config(loaded.config)
     check_machine()
-    with _claimed_folder(loaded) as folder:
-        overrides = _with_directory(parsed.overrides, loaded, folder)
+    with claimed_folder(loaded) as folder:
+        overrides = with_directory(parsed.overrides, loaded, folder)
         code = emulate(make_plan(loaded, overrides, folder.path, links, events, parsed.max_restarts))
         if code == USERS_MISTAKE:
-            raise _Told
+            raise Told
     return code
 
 
@@ -165,11 +186,6 @@ def _checked(parsed: argparse.Namespace) -> LoadedConfig:
     loaded.config.check_world(parsed.workers)
     loaded.config.check_data()
     return loaded
-
-
-def _with_directory(overrides: Sequence[str], loaded: LoadedConfig, folder: RunFolder) -> list[str]:
-    """The overrides for worker processes, which must all know a new folder."""
-    return [*overrides, *([f"run.directory={folder.path}"] if loaded.config.run.directory is None else [])]
 
 
 def _simulate(parsed: argparse.Namespace) -> int:
@@ -184,7 +200,7 @@ def _simulate(parsed: argparse.Namespace) -> int:
         print(f"note: {notice}")
     stop_request = StopRequest()
     stop_request.listen()
-    with _claimed_folder(loaded) as folder:
+    with claimed_folder(loaded) as folder:
         simulation = Simulation(loaded, options, folder, stop_request)
         try:
             simulation.run()
@@ -209,7 +225,7 @@ def _federated(parsed: argparse.Namespace) -> int:
         print(f"note: {notice}")
     stop_request = StopRequest()
     stop_request.listen()
-    with _claimed_folder(loaded) as folder:
+    with claimed_folder(loaded) as folder:
         run = FederatedRun(loaded, folder, stop_request)
         try:
             run.run()
@@ -241,29 +257,38 @@ def _report(parsed: argparse.Namespace) -> int:
     return 0
 
 
-class _Told(Exception):
-    """The user's mistake, which has been reported already."""
+def _prepare(parsed: argparse.Namespace) -> int:
+    """Turn text into files of tokens that data.name=prepared reads from disk. Needs little memory and says how far it is; given
+    again after an interruption, it goes on where it was."""
+    from disttrain.data.preparation.command import DEFAULT_SUFFIXES, PrepareOptions, prepare
+    from disttrain.launch.shutdown import StopRequest
+
+    stop_request = StopRequest()
+    stop_request.listen()
+    suffixes = parsed.suffixes or DEFAULT_SUFFIXES
+    options = PrepareOptions(tuple(parsed.paths), Path(parsed.output), parsed.tokenizer, parsed.separator, suffixes, parsed.field)
+    return prepare(options, lambda: bool(stop_request))
 
 
-@contextmanager
-def _claimed_folder(loaded: LoadedConfig) -> Iterator[RunFolder]:
-    """The folder that the config names, or a new one; a mistake found inside leaves nothing of a new one behind."""
-    directory = loaded.config.run.directory
-    new = directory is None or not Path(directory).exists()
-    folder = RunFolder(unused_directory(str(loaded.config.run.name)) if directory is None else Path(directory))
-    folder.claim(resume=loaded.config.training.resume == "auto")
-    try:
-        yield folder
-    except (UserError, _Told):
-        if new:
-            shutil.rmtree(folder.path, ignore_errors=True)
-        raise
+def _doctor(parsed: argparse.Namespace) -> int:
+    """Look at what training and its options need, and say for each thing missing the command that mends it. Exits with 0 when
+    training can run. Under torchrun or mpirun, also measures latency and bandwidth between ranks, on every network interface."""
+    from disttrain.doctor.command import doctor
+
+    return doctor(parsed.json)
 
 
 def _show(parsed: argparse.Namespace) -> int:
     """Print the resolved config, each value with where it comes from; the output is a config file again."""
     print(show(load_config(parsed.config, parsed.overrides)), end="")
     return 0
+
+
+def _suffixes(text: str) -> tuple[str, ...]:
+    suffixes = tuple(each.lower() for each in text.split(","))
+    if not all(each.startswith(".") and len(each) > 1 for each in suffixes):
+        raise argparse.ArgumentTypeError(f"must be endings with a dot, such as .txt,.py, got {text!r}")
+    return suffixes
 
 
 def _positive(text: str) -> int:

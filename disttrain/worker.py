@@ -26,25 +26,46 @@ def main(arguments: Sequence[str] = sys.argv[1:]) -> NoReturn:
     except UserError as error:
         print(f"disttrain: {error}", file=sys.stderr)
         leave(USERS_MISTAKE)
-    folder: list[Path] = []
-    run_worker(lambda: _train(arguments, info, stop_request, folder), info, lambda: folder[0] if folder else None)
+    life = Life(arguments, info, stop_request)
+    run_worker(life.run, info, lambda: life.folder)
 
 
-def _train(arguments: Sequence[str], info: RankInfo, stop_request: StopRequest, folder: list[Path]) -> int:
-    from disttrain.run import start_session  # torch's libraries take seconds to import: a mistake is reported before
-    from disttrain.training.loop import fit
+class Life:
+    """What a worker does, from the config to the summary.
 
-    loaded = load_config(arguments[0], arguments[1:])
-    if loaded.config.run.directory is not None:
-        folder.append(Path(loaded.config.run.directory))
-    if info.rank == 0:
-        for notice in loaded.notices:
-            print(f"note: {notice}", flush=True)
-    loaded.config.check_data()
-    session = start_session(loaded, info, stop_request)
-    folder[:] = [session.folder.path]
-    fit(session)
-    return STOPPED if session.stopping.interrupted and not session.completed else DONE
+    Args:
+        arguments: CONFIG and overrides.
+        info: this worker among all.
+        stop_request: becomes true when it is asked to stop.
+
+    Attributes:
+        folder: of the run, as soon as it is known.
+    """
+
+    def __init__(self, arguments: Sequence[str], info: RankInfo, stop_request: StopRequest) -> None:
+        self._arguments, self._info, self._stop_request = arguments, info, stop_request
+        self.folder: Path | None = None
+
+    def run(self) -> int:
+        """Train; returns the exit code.
+
+        Raises:
+            UserError: for what is wrong with config, data, machine or run folder.
+        """
+        from disttrain.run import start_session  # torch's libraries take seconds to import: a mistake is reported before
+        from disttrain.training.loop import fit
+
+        loaded = load_config(self._arguments[0], self._arguments[1:])
+        if loaded.config.run.directory is not None:
+            self.folder = Path(loaded.config.run.directory)
+        if self._info.rank == 0:
+            for notice in loaded.notices:
+                print(f"note: {notice}", flush=True)
+        loaded.config.check_data()
+        session = start_session(loaded, self._info, self._stop_request)
+        self.folder = session.folder.path
+        fit(session)
+        return STOPPED if session.stopping.interrupted and not session.completed else DONE
 
 
 if __name__ == "__main__":

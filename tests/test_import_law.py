@@ -6,7 +6,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "disttrain"
 KNOW_TORCH_DISTRIBUTED = ("worlds/", "launch/", "strategies/attach.py", "strategies/attach_zero.py", "strategies/attach_fsdp.py")
 ORDER = [  # from the top to the bottom; a room imports from its own and lower lines only
-    {"cli", "worker"},
+    {"cli"},
+    {"doctor"},
+    {"launchers"},
+    {"worker"},
     {"run", "emulation", "merging"},
     {"simulation"},
     {"training"},

@@ -2,8 +2,10 @@
 
 from disttrain.data.base import Corpus, DataConfig, Dataset, LabelledDataset, TokenDataConfig, TokenDataset, data_sources
 from disttrain.data.digits import DigitsConfig
+from disttrain.data.imported import ImportedDataConfig
 from disttrain.data.order import EpochOrder, GlobalOrder, Order, microbatches, share
 from disttrain.data.partitioned_order import PartitionedOrder, make_order
+from disttrain.data.prepared import PreparedConfig
 from disttrain.data.python_source import PythonSourceConfig
 from disttrain.data.random_tokens import RandomTokensConfig
 from disttrain.data.text import TextConfig
@@ -15,9 +17,11 @@ __all__ = [
     "DigitsConfig",
     "EpochOrder",
     "GlobalOrder",
+    "ImportedDataConfig",
     "LabelledDataset",
     "Order",
     "PartitionedOrder",
+    "PreparedConfig",
     "PythonSourceConfig",
     "RandomTokensConfig",
     "TextConfig",

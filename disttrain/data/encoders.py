@@ -24,6 +24,13 @@ class Encoder(Protocol):
 
     unit: Unit
     vocabulary_size: int
+    dtype: str
+    """Of the tokens, as numpy writes it."""
+    separator_tokens: list[int]
+
+    def encode_texts(self, texts: list[bytes]) -> list[Tokens]:
+        """The tokens of several texts, without separators, each ``[n]``; ValueError if one cannot be encoded."""
+        ...
 
     def encode(self, document: bytes) -> Tokens:
         """Its tokens and those of the separator after it, ``[n]``; ValueError if it cannot be encoded."""
@@ -39,9 +46,15 @@ class ByteEncoder:
 
     unit: Unit = "byte"
     vocabulary_size = 256
+    dtype = "<u1"
 
     def __init__(self, separator: str | None = None) -> None:
         self.separator = b"\0" if separator is None else separator.encode()
+        self.separator_tokens = list(self.separator)
+
+    def encode_texts(self, texts: list[bytes]) -> list[Tokens]:
+        """The bytes of each, uint8 ``[n]``."""
+        return [np.frombuffer(text, dtype=np.uint8) for text in texts]
 
     def encode(self, document: bytes) -> Tokens:
         """The bytes, uint8 ``[n]``."""
@@ -66,17 +79,22 @@ class TokenizerEncoder:
         # Not the number of entries: ids may have gaps.
         self.vocabulary_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self._dtype = np.uint16 if self.vocabulary_size <= 2**16 else np.uint32
-        self.separator = self._end_of_text() if separator is None else self._ids(separator)
+        self.dtype = "<u2" if self.vocabulary_size <= 2**16 else "<u4"
+        self.separator = self.separator_tokens = self._end_of_text() if separator is None else self._ids(separator)
         if separator and not self.separator:
             raise ValueError(f"data.separator={separator!r} has no token in {path}")
 
+    def encode_texts(self, texts: list[bytes]) -> list[Tokens]:
+        """The ids of each, uint16 or uint32 ``[n]``, all texts in parallel; a long one in pieces, one after another."""
+        decoded = [_decode(text) for text in texts]
+        parts = [[text] if len(text) <= PIECE else list(_pieces(text)) for text in decoded]
+        together = iter(self._ids_of_all([part[0] for part in parts if len(part) == 1]))
+        ids = [[next(together)] if len(part) == 1 else [self._ids(piece) for piece in part] for part in parts]
+        return [np.concatenate([np.array(each, dtype=self._dtype) for each in part]) for part in ids]
+
     def encode(self, document: bytes) -> Tokens:
         """The ids, uint16 or uint32 ``[n]``, of a document in UTF-8."""
-        try:
-            text = document.decode()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"not UTF-8 at byte {error.start}: convert it, or set data.tokenizer=bytes") from error
-        pieces = [np.array(self._ids(piece), dtype=self._dtype) for piece in _pieces(text)]
+        pieces = [np.array(self._ids(piece), dtype=self._dtype) for piece in _pieces(_decode(document))]
         return np.concatenate([*pieces, np.array(self.separator, dtype=self._dtype)])
 
     def _end_of_text(self) -> list[int]:
@@ -84,11 +102,20 @@ class TokenizerEncoder:
         return [token for token in known if token is not None][:1]
 
     def _ids(self, text: str) -> list[int]:
+        return self._ids_of_all([text])[0]
+
+    def _ids_of_all(self, texts: list[str]) -> list[list[int]]:
         try:
-            ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            return [each.ids for each in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         except Exception as error:  # the library raises nothing narrower, as for a word that its vocabulary lacks
             raise ValueError(f"the tokenizer failed: {error}") from error
-        return ids
+
+
+def _decode(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}: convert it, or set data.tokenizer=bytes") from error
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -67,7 +67,11 @@ class EpochOrder:
         """The sequences of the global batch of ``step`` (from 0): int64 ``[batch_size]``."""
         if step < 0 or batch_size < 1:
             raise ValueError(f"need step >= 0 and batch_size >= 1, got step={step}, batch_size={batch_size}")
-        n, start, end = self.num_sequences, step * batch_size, (step + 1) * batch_size
+        return self.line(step * batch_size, (step + 1) * batch_size)
+
+    def line(self, start: int, end: int) -> Tensor:
+        """The sequences at places ``[start, end)`` of the endless line of epochs: int64 ``[end - start]``, not none."""
+        n = self.num_sequences
         epochs = range(start // n, (end - 1) // n + 1)
         self._recent = {epoch: self._epoch(epoch) for epoch in epochs}
         return torch.cat([order[max(start - epoch * n, 0) : end - epoch * n] for epoch, order in self._recent.items()])

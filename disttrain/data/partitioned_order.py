@@ -18,6 +18,7 @@ from torch import Tensor
 from disttrain import random
 from disttrain.component import UserError
 from disttrain.data.base import Dataset, fingerprint
+from disttrain.data.mixture import JoinedDataset, MixedOrder
 from disttrain.data.order import GlobalOrder, Order, check_workers, share_size
 from disttrain.data.partitions import Part, PartitionConfig, report
 
@@ -35,6 +36,10 @@ def make_order(partition: PartitionConfig, dataset: Dataset, size: int, seed: in
         UserError: if the data cannot be divided so, or a worker would own nothing.
     """
     parts = partition.divide(dataset, size, seed)
+    if isinstance(dataset, JoinedDataset) and dataset.weights is not None:
+        if parts is not None:
+            raise UserError(f"data.weights mix what partition.name={partition.name} would divide: use one of them")
+        return MixedOrder([len(part) for part in dataset.parts], dataset.weights, size, seed)
     if parts is None:
         return GlobalOrder(len(dataset), size, seed)
     if idle := [worker for worker, part in enumerate(parts) if len(part) == 0]:

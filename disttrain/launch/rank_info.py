@@ -9,10 +9,21 @@ from dataclasses import dataclass
 from disttrain.component import UserError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-OTHERS = {  # variable that holds the number of processes, set by a launcher that disttrain does not take its ranks from
+SIGNS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+"""Any of them says that this process was given a rank; an address alone is often exported by hand."""
+KUBERNETES = "KUBERNETES_SERVICE_HOST"
+"""Kubernetes sets it in every pod."""
+POD = tuple(name for name in TORCHRUN if not name.startswith("LOCAL_"))
+"""What a PyTorchJob sets in a pod."""
+OTHERS = {  # variable that holds the number of processes, set by a launcher that this process does not take its ranks from
     "OMPI_COMM_WORLD_SIZE": "Open MPI's mpirun",
     "PMI_SIZE": "MPICH's mpirun",
     "SLURM_STEP_NUM_TASKS": "srun",
+}
+INSTEAD = {
+    "OMPI_COMM_WORLD_SIZE": "let it start launchers/mpi.py instead, or one `torchrun` per host without MPI",
+    "PMI_SIZE": "let it start launchers/mpi.py instead, or one `torchrun` per host without MPI",
+    "SLURM_STEP_NUM_TASKS": "let it start one `torchrun` per host instead, as launchers/slurm.sbatch does",
 }
 
 
@@ -36,20 +47,24 @@ class RankInfo:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> RankInfo:
-        """Read what torchrun sets; without any of it this process is alone.
+        """Read what torchrun, or a Kubernetes PyTorchJob, sets; without any of it this process is alone.
 
         Raises:
             UserError: if variables are missing, malformed or of two launchers.
         """
-        given = [name for name in TORCHRUN if name in environment]
-        _refuse_other_launchers(environment, torchrun="RANK" in given)
-        if "RANK" not in given and "WORLD_SIZE" not in given:
+        given = [name for name in (*TORCHRUN, "TORCHELASTIC_RUN_ID") if name in environment]
+        signs = [name for name in SIGNS if name in environment]
+        _refuse_other_launchers(environment, signs)
+        if not signs:
             return cls()
         missing = [name for name in TORCHRUN if name not in given]
+        if missing == ["LOCAL_RANK", "LOCAL_WORLD_SIZE"] and KUBERNETES in environment:
+            return _checked(cls(_integer(environment, "RANK"), _integer(environment, "WORLD_SIZE"), launcher="kubernetes"))
         if missing:
-            raise UserError(f"this process seems to be started by torchrun ({', '.join(given)} set), but {', '.join(missing)} "
-                            "is missing: start it by torchrun or by `disttrain train --workers N`")  # fmt: skip
-        info = cls(
+            are = "is" if len(missing) == 1 else "are"
+            raise UserError(f"this process seems to be started by {_believed(environment, missing)} ({', '.join(given)} set), "
+                            f"but {', '.join(missing)} {are} missing: start it by torchrun or by `disttrain train`")  # fmt: skip
+        return _checked(cls(
             rank=_integer(environment, "RANK"),
             world_size=_integer(environment, "WORLD_SIZE"),
             local_rank=_integer(environment, "LOCAL_RANK"),
@@ -59,11 +74,22 @@ class RankInfo:
             max_restarts=_integer(environment, "TORCHELASTIC_MAX_RESTARTS", default="0"),
             survives_peers=environment.get("DISTTRAIN_ON_FAILURE") == "continue",
             life=_integer(environment, "DISTTRAIN_LIFE", default="0"),
-        )
-        if not (info.rank < info.world_size and info.local_rank < info.local_world_size <= info.world_size):
-            raise UserError(f"the ranks contradict each other: RANK={info.rank} of WORLD_SIZE={info.world_size}, "
-                            f"LOCAL_RANK={info.local_rank} of LOCAL_WORLD_SIZE={info.local_world_size}")  # fmt: skip
+        ))  # fmt: skip
+
+
+def _checked(info: RankInfo) -> RankInfo:
+    if info.rank < info.world_size and info.local_rank < info.local_world_size <= info.world_size:
         return info
+    raise UserError(f"the ranks contradict each other: RANK={info.rank} of WORLD_SIZE={info.world_size}, "
+                    f"LOCAL_RANK={info.local_rank} of LOCAL_WORLD_SIZE={info.local_world_size}")  # fmt: skip
+
+
+def _believed(environment: Mapping[str, str], missing: list[str]) -> str:
+    """The launcher that has set what there is."""
+    if KUBERNETES in environment and "LOCAL_RANK" in missing:
+        return "a Kubernetes PyTorchJob"
+    looks_like_a_pod = set(missing) == {"LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+    return f"torchrun, or a PyTorchJob without {KUBERNETES}" if looks_like_a_pod else "torchrun"
 
 
 def _integer(environment: Mapping[str, str], name: str, default: str | None = None) -> int:
@@ -73,13 +99,22 @@ def _integer(environment: Mapping[str, str], name: str, default: str | None = No
     return int(value)
 
 
-def _refuse_other_launchers(environment: Mapping[str, str], torchrun: bool) -> None:
-    for variable, launcher in OTHERS.items():
-        if not environment.get(variable, "1").isdecimal() or int(environment.get(variable, "1")) <= 1:
-            continue
-        if torchrun and variable != "SLURM_STEP_NUM_TASKS":  # one torchrun per Slurm task is the usual way
-            raise UserError(f"two launchers claim this process: {launcher} ({variable}={environment[variable]}) and torchrun "
-                            f"(RANK={environment['RANK']}): use one of them")  # fmt: skip
-        if not torchrun:
-            raise UserError(f"{launcher} started {environment[variable]} processes ({variable}), which would train without "
-                            "knowing of each other: let it start one `torchrun` per host instead")  # fmt: skip
+def refuse_torchrun(environment: Mapping[str, str], launcher: str) -> None:
+    """Raise UserError if this process, which ``launcher`` has given a rank, has one of torchrun's too."""
+    if signs := [f"{name}={environment[name]}" for name in SIGNS if name in environment]:
+        raise UserError(f"two launchers claim this process: {launcher} and torchrun ({', '.join(signs)}): use one of them")
+
+
+def others(environment: Mapping[str, str]) -> dict[str, int]:
+    """The variables of other launchers that have started several processes, and how many."""
+    sizes = {variable: environment.get(variable, "") for variable in OTHERS}
+    return {variable: int(size) for variable, size in sizes.items() if size.isdecimal() and int(size) > 1}
+
+
+def _refuse_other_launchers(environment: Mapping[str, str], signs: list[str]) -> None:
+    for variable, size in others(environment).items():
+        if signs and variable != "SLURM_STEP_NUM_TASKS":  # one torchrun per Slurm task is the usual way
+            refuse_torchrun(environment, f"{OTHERS[variable]} ({variable}={size})")
+        if not signs:
+            raise UserError(f"{OTHERS[variable]} started {size} processes ({variable}), which would train without "
+                            f"knowing of each other: {INSTEAD[variable]}")  # fmt: skip

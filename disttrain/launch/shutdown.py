@@ -69,23 +69,30 @@ def stop_with_parent(number: int = signal.SIGTERM) -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, number)
 
 
-def run_worker(main: Callable[[], int], info: RankInfo, folder: Callable[[], Path | None]) -> NoReturn:
+def run_worker(
+    main: Callable[[], int],
+    info: RankInfo,
+    folder: Callable[[], Path | None],
+    end: Callable[[int, str], NoReturn] | None = None,
+) -> NoReturn:
     """Call ``main`` and leave the process by its exit code; a failure is written to ``failure.rankN.json`` and printed.
 
     Args:
         main: the worker's whole life; returns an exit code.
         info: this process.
         folder: the run folder, or None as long as there is none.
+        end: how to leave, given the exit code and, after a failure, its kind (see :func:`describe`); None: :func:`leave`.
     """
+    end = end or (lambda code, kind: leave(code))
     try:
         code = main()
     except BaseException as error:
         code = USERS_MISTAKE if isinstance(error, UserError) else FAILED
         report_failure(error, info, folder())
-        leave(code)
+        end(code, describe(error)[0])
     if not info.survives_peers:  # else peers may be lost or late, and destroying the group would wait for them
         leave_world()
-    leave(code)
+    end(code, "")
 
 
 def leave_world() -> None:

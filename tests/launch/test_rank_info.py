@@ -54,3 +54,41 @@ def test_two_launchers_are_refused_by_name(variable):
 
 def test_one_torchrun_per_slurm_task_is_the_usual_way():
     assert RankInfo.from_environment(TORCHRUN | {"SLURM_STEP_NUM_TASKS": "4"}).rank == 3
+
+
+def test_a_run_id_of_torchrun_beside_mpirun_is_a_conflict_even_without_a_rank():
+    with pytest.raises(UserError, match=r"two launchers.*Open MPI's mpirun \(OMPI_COMM_WORLD_SIZE=2\).*TORCHELASTIC_RUN_ID=x"):
+        RankInfo.from_environment({"TORCHELASTIC_RUN_ID": "x", "OMPI_COMM_WORLD_SIZE": "2"})
+
+
+POD = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "master-0", "MASTER_PORT": "23456", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+
+
+def test_a_pod_of_a_pytorchjob_is_one_worker():
+    assert RankInfo.from_environment(POD) == RankInfo(1, 3, 0, 1, launcher="kubernetes")
+
+
+def test_a_pods_variables_outside_kubernetes_are_refused_with_both_possibilities():
+    environment = {name: value for name, value in POD.items() if not name.startswith("KUBERNETES")}
+    with pytest.raises(
+        UserError, match=r"torchrun, or a PyTorchJob without KUBERNETES_SERVICE_HOST .*LOCAL_RANK, LOCAL_WORLD_SIZE are"
+    ):
+        RankInfo.from_environment(environment)
+
+
+@pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
+def test_what_a_pod_lacks_is_named_with_its_launcher(missing):
+    environment = {name: value for name, value in POD.items() if name != missing}
+    with pytest.raises(UserError, match=rf"Kubernetes PyTorchJob \(.*\bset\), but .*{missing}"):
+        RankInfo.from_environment(environment)
+
+
+def test_rank_without_world_size_names_all_that_is_missing_and_the_launcher():
+    with pytest.raises(
+        UserError, match=r"by torchrun \(RANK set\), but WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT are"
+    ):
+        RankInfo.from_environment({"RANK": "0"})
+
+
+def test_an_address_alone_is_no_launcher():
+    assert RankInfo.from_environment({"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}) == RankInfo()

@@ -165,7 +165,7 @@ def test_data_without_classes_is_refused_with_data_that_has_them(name):
 
 
 def test_data_without_sources_is_refused_with_data_that_has_them():
-    with pytest.raises(UserError, match=r"source divides by source, .* use data.name=python_source or text"):
+    with pytest.raises(UserError, match=r"source divides by source, .* use data.name=prepared or python_source or text"):
         SourceConfig().divide(balanced(2, 4), 2, 0)
 
 

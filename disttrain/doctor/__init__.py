@@ -1,0 +1,1 @@
+"""``disttrain doctor``: what this machine has of what training and its options need."""
