@@ -218,7 +218,7 @@ def draw(path: Path, tables: dict[str, dict[str, dict[str, Any]]]) -> None:
         axes.set_yticks(places, [f"{title} ({row['messages']:,.0f} models sent)" for title, row in rows.items()])
         axes.set(title=name, xlabel="validation accuracy" if name == "digits" else "validation loss (nats per byte)")
         axes.grid(alpha=0.3, axis="x")
-        axes.legend(loc="lower left")
+        axes.legend(loc="lower left" if name == "digits" else "lower right")
     figure.savefig(path, dpi=120)
 
 
