@@ -25,10 +25,12 @@ TOUCHING = 1e-4
 
 
 def write_part(directory: Path, rank: int, trace: Trace) -> None:
-    """Write a worker's spans, in microseconds since 1970, for :func:`join_parts`."""
-    rows = [{"row": row, "spans": [_span(each, trace.epoch) for each in spans]} for row, spans in _rows(trace.spans)]
+    """Write a worker's spans, in microseconds of its clock, for :func:`join_parts`; since 1970 there are too many to tell spans
+    apart by a float."""
+    rows = [{"row": row, "spans": list(map(_span, spans))} for row, spans in _rows(trace.spans)]
     directory.mkdir(exist_ok=True)
-    write_atomically(directory / f"{rank}.json", json.dumps({"dropped": trace.dropped, "rows": rows}))
+    part = {"dropped": trace.dropped, "epoch": trace.epoch, "rows": rows}
+    write_atomically(directory / f"{rank}.json", json.dumps(part))
 
 
 def join_parts(directory: Path, ranks: Sequence[int], folder: RunFolder, patience: float = PATIENCE_SECONDS) -> list[int]:
@@ -38,7 +40,8 @@ def join_parts(directory: Path, ranks: Sequence[int], folder: RunFolder, patienc
         time.sleep(POLL_SECONDS)
     parts = {rank: json.loads(_part(directory, rank).read_text()) for rank in ranks if rank not in missing}
     dropped = {f"rank {rank}": part["dropped"] for rank, part in parts.items() if part["dropped"]}
-    events = [event for rank, part in parts.items() for event in _events(rank, part["rows"])]
+    first = min((part["epoch"] for part in parts.values()), default=0.0)
+    events = [event for rank, part in parts.items() for event in _events(rank, part["rows"], 1e6 * (part["epoch"] - first))]
     origin = min((event["ts"] for event in events if "ts" in event), default=0.0)
     for event in events:
         if "ts" in event:
@@ -53,8 +56,8 @@ def _part(directory: Path, rank: int) -> Path:
     return directory / f"{rank}.json"
 
 
-def _span(span: Span, epoch: float) -> tuple[str, float, float]:
-    return span.name, round((span.start + epoch) * 1e6, 3), round((span.end - span.start) * 1e6, 3)
+def _span(span: Span) -> tuple[str, float, float]:
+    return span.name, span.start * 1e6, (span.end - span.start) * 1e6
 
 
 def _rows(spans: Sequence[Span]) -> Iterator[tuple[str, list[Span]]]:
@@ -78,7 +81,8 @@ def _place(row: str) -> tuple[int, str]:
     return len(ROWS) + (not row.startswith(("lane", "all-reduce"))), row
 
 
-def _events(rank: int, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _events(rank: int, rows: Sequence[dict[str, Any]], ahead: float) -> Iterator[dict[str, Any]]:
+    """Of a worker whose clock began so many microseconds after the first one's."""
     yield {"ph": "M", "pid": rank, "name": "process_name", "args": {"name": f"rank {rank}"}}
     yield {"ph": "M", "pid": rank, "name": "process_sort_index", "args": {"sort_index": rank}}
     for thread, row in enumerate(rows):
@@ -86,4 +90,4 @@ def _events(rank: int, rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any
         yield {"ph": "M", **where, "name": "thread_name", "args": {"name": row["row"]}}
         yield {"ph": "M", **where, "name": "thread_sort_index", "args": {"sort_index": thread}}
         for name, start, duration in row["spans"]:
-            yield {"ph": "X", **where, "name": name, "ts": start, "dur": duration}
+            yield {"ph": "X", **where, "name": name, "ts": start + ahead, "dur": round(duration, 3)}

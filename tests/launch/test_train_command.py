@@ -111,7 +111,7 @@ def test_a_killed_worker_is_restarted_and_the_result_is_the_same(launched, confi
     assert summary(tmp_path / "killed")["weights_sha256"] == summary(tmp_path / "straight")["weights_sha256"]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_without_restarts_a_killed_worker_ends_everything_with_its_rank_first(config, tmp_path, rank):
     training = Training(config, tmp_path / "run", *LONG)
     training.wait_for_step(3)
@@ -227,8 +227,8 @@ def test_mistakes_in_what_was_asked_end_with_code_2_and_one_message(config, tmp_
     ("arguments", "words"),
     [
         (("launch.interface=wan7",), "launch.interface=wan7 does not exist"),
-        (("launch.backend=nccl",), "needs a GPU"),
-        (("launch.device=cuda",), "launch.device=cuda"),
+        pytest.param(("launch.backend=nccl",), "needs a GPU", marks=pytest.mark.slow),
+        pytest.param(("launch.device=cuda",), "launch.device=cuda", marks=pytest.mark.slow),
         (("data.sequence_length=4096",), "the validation data: 2774 tokens"),
     ],
 )

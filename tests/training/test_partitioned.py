@@ -99,7 +99,7 @@ def test_another_number_of_workers_cannot_go_on_with_divided_data(launched, conf
     [
         (("partition.name=dirichlet", "partition.min_samples=700"), "use partition.on_small=repair"),
         (("partition.name=quantity_skew", "partition.beta=1e-3", "partition.on_small=allow"), "without a sample to train on"),
-        (("partition.name=source",), "use data.name=python_source or text"),
+        (("partition.name=source",), "does not tell where samples come from: use data.name=prepared or python_source or text"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(launched, config, tmp_path, overrides, words):

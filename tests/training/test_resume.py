@@ -25,7 +25,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize(
     ("optimizer", "precision"),
     [(optimizer, "fp32") for optimizer in OPTIMIZERS]
-    + [pytest.param(optimizer, "bf16", marks=[] if optimizer == "cosmos" else [pytest.mark.slow]) for optimizer in OPTIMIZERS],
+    + [pytest.param(optimizer, "bf16", marks=[] if optimizer == "adamw" else [pytest.mark.slow]) for optimizer in OPTIMIZERS],
 )
 def test_ten_and_ten_steps_are_twenty(launched, tmp_path, optimizer, precision):
     config = write_config(tmp_path)
@@ -255,7 +255,7 @@ def test_uneven_workers_that_never_talk_end_together(launched, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
 
 
-@pytest.mark.parametrize("stop_at_step", [(0, 7), (1, 3), (1, 12)])
+@pytest.mark.parametrize("stop_at_step", [(0, 7), *(pytest.param(each, marks=pytest.mark.slow) for each in ((1, 3), (1, 12)))])
 def test_uneven_workers_that_never_talk_stop_and_continue_each_their_own(launched, tmp_path, stop_at_step):
     config = write_config(tmp_path)
     stopped = launched(2, slow_worker, config, tmp_path / "run", 0.15, stop_at_step, "checkpoint.every=4")
@@ -307,7 +307,7 @@ def test_compressed_gradients_resume_bitwise(launched, tmp_path, settings):
     assert [own for own, _ in halves] == [own for own, _ in straight]
 
 
-@pytest.mark.parametrize("workers_then", [1, 4])
+@pytest.mark.parametrize("workers_then", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("settings", ["ef14", "econtrol in two phases"])
 def test_compressed_gradients_go_on_with_another_number_of_workers(launched, tmp_path, settings, workers_then):
     config, options = write_config(tmp_path), ("strategy.name=compressed", *COMPRESSED[settings])

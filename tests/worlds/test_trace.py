@@ -5,7 +5,7 @@ import time
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import disttrain.worlds.trace as tracing
@@ -53,6 +53,7 @@ def test_a_wait_is_a_span_that_ends_now_and_is_in_no_checkpoint():
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 10), st.floats(1e-5, 5)), min_size=1, max_size=40))
+@example([("a", 0.0, 0.7734570482107418), ("a", 0.7734570482107418, 2.1533375181810332)])
 def test_no_row_of_the_file_has_two_things_at_once(tmp_path_factory, spans):
     path, trace = tmp_path_factory.mktemp("trace"), Trace(0, 1)
     for row, start, seconds in spans:

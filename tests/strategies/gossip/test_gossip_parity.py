@@ -83,13 +83,9 @@ STRATEGIES = {
 }
 
 
-def test_every_topology(parity):
-    parity(*(config.build for config in STRATEGIES.values()))
-
-
-@pytest.mark.slow
-def test_every_topology_with_eight_workers(parity):
-    parity(*(config.build for config in STRATEGIES.values()), sizes=(8,))
+@pytest.mark.parametrize("size", [2, 5, *(pytest.param(size, marks=pytest.mark.slow) for size in (4, 8))])
+def test_every_topology(parity, size):
+    parity(*(config.build for config in STRATEGIES.values()), sizes=(size,))
 
 
 def test_the_merge(parity):
@@ -112,5 +108,12 @@ def test_sites(parity):
     parity(*(config.build for config in SITES.values()), sizes=(4, 6), tolerance=1e-6)
 
 
-def test_resuming_is_bitwise(workers):
-    assert workers(4, not_resumed_alike, STRATEGIES | SITES, STEPS, (5, 6)) == [[]] * 4
+TELLING = ("ring", "quasi-global momentum", "noloco", "gradient tracking", "matchings, three rounds late", "a late budget",
+           "triggered, waited for", "choco, int8", "push, now and then", "sites, a round late")  # fmt: skip
+"""Those that differ in what has to be saved."""
+
+
+@pytest.mark.parametrize("names", [TELLING, pytest.param(tuple(STRATEGIES | SITES), marks=pytest.mark.slow)], ids=["some", "all"])
+def test_resuming_is_bitwise(workers, names):
+    chosen = {name: (STRATEGIES | SITES)[name] for name in names}
+    assert workers(4, not_resumed_alike, chosen, STEPS, (5, 6)) == [[]] * 4
