@@ -120,8 +120,11 @@ class TokenDataset(Dataset):
 
 def check_indices(indices: Tensor, num_samples: int) -> None:
     """Raise IndexError unless all are in ``range(num_samples)``: a negative one would count from the end."""
-    wrong = indices[(indices < 0) | (indices >= num_samples)]
-    if wrong.numel():
+    if not indices.numel():
+        return
+    least, most = (int(end) for end in indices.aminmax())
+    if least < 0 or most >= num_samples:
+        wrong = indices[(indices < 0) | (indices >= num_samples)]
         raise IndexError(f"samples are numbered 0 to {num_samples - 1}, got {wrong.tolist()}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from disttrain.federated.work import Work
@@ -27,12 +28,11 @@ def descend(start: Tensor, work: Work, direction: Direction | None = None, first
         without the rounding, and for any η_l. With the plan's momentum and weight decay, v ← momentum · v + direction + decay · y
         is what is gone against, as in torch.optim.SGD.
     """
-    plan, y, total = work.plan, start, start * 0
-    velocity = total
+    plan, y, total, velocity = work.plan, start, start * 0, torch.zeros(())
     for step in range(first, first + plan.steps):
         gradient = work.gradient(y, step)
         gone = gradient if direction is None else direction(gradient, y)
-        total = total + gone
+        total += gone
         if plan.weight_decay:
             gone = gone + plan.weight_decay * y
         if plan.momentum:
