@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 5.0
 """For whoever knows the reason to say it, before a rank that does not, or need not say it again, ends everybody."""
+FORWARDING_SECONDS = 1.0
+"""For mpirun to pass on what a rank has printed: what it has not when a rank aborts, it drops."""
 PLACE_BYTES = 512
 
 
@@ -134,6 +136,7 @@ def end(world: Intracomm, info: RankInfo, code: int, kind: str) -> NoReturn:
         leave(code)
     if kind == "peer" or (kind == "mistake" and info.local_rank):
         time.sleep(GRACE_SECONDS)
+    time.sleep(FORWARDING_SECONDS)
     world.Abort(code)
     leave(code)
 
