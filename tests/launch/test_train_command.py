@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from disttrain.cli import main
-from tests.training.small_run import CONFIG, train, write_config
+from tests.launch.launchers import write_broken_config
+from tests.training.small_run import train, write_config
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI", "PMI", "TORCHELASTIC"))}
 LONG = ("training.steps=2000", "training.validate_every=0", "recording.log_every=1")
@@ -125,32 +126,8 @@ def test_without_restarts_a_killed_worker_ends_everything_with_its_rank_first(co
     assert not any(alive(pid) for pid in pids.values())
 
 
-BROKEN = """
-from typing import Literal
-from disttrain.objectives import NextToken, ObjectiveConfig, objectives
-import os
-
-@objectives.register
-class BrokenConfig(ObjectiveConfig):
-    name: Literal["broken"] = "broken"
-    def build(self):
-        return Broken()
-
-class Broken(NextToken):
-    calls = 0
-    def __call__(self, model, inputs, targets):
-        self.calls += 1
-        if self.calls == 3 and os.environ["RANK"] == "1":
-            raise ArithmeticError("the moon is in the seventh house")
-        return super().__call__(model, inputs, targets)
-"""
-
-
-def test_a_worker_that_raises_is_named_first_with_its_reason(config, tmp_path):
-    (tmp_path / "broken_objective.py").write_text(BROKEN)
-    path = tmp_path / "broken.yaml"
-    path.write_text("imports: [broken_objective]\nobjective: {name: broken}\n" + CONFIG)
-    code, _, error = Training(path, tmp_path / "run").end()
+def test_a_worker_that_raises_is_named_first_with_its_reason(tmp_path):
+    code, _, error = Training(write_broken_config(tmp_path), tmp_path / "run").end()
     assert code == 1
     assert error.splitlines()[0] == "disttrain: rank 1 failed: ArithmeticError: the moon is in the seventh house"
     assert "ArithmeticError" in (tmp_path / "run" / "logs" / "rank1.log").read_text()
