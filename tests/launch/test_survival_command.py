@@ -16,7 +16,7 @@ data: {name: digits}
 objective: {name: classification}
 optimizer: {name: sgd, lr: 0.05}
 strategy: {name: dpsgd}
-training: {steps: 200, batch_size: 6, validate_every: 0}
+training: {steps: 400, batch_size: 6, validate_every: 0}
 recording: {log_every: 1}
 launch: {threads: 1}
 """
@@ -50,7 +50,7 @@ def test_what_could_not_go_on_is_refused_before_anything_starts(config, tmp_path
 
 def test_a_killed_worker_is_named_and_the_run_succeeds_and_leaves_nothing(config, tmp_path):
     training = Training(config, tmp_path / "run", "--on-failure", "continue", "--workers", 3)
-    training.wait_for_step(20)
+    training.wait_for_step(50)
     workers = training.workers()
     assert sorted(workers) == [0, 1, 2]
     os.kill(workers[0], signal.SIGKILL)
