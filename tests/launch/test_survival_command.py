@@ -16,7 +16,7 @@ data: {name: digits}
 objective: {name: classification}
 optimizer: {name: sgd, lr: 0.05}
 strategy: {name: dpsgd}
-training: {steps: 400, batch_size: 6, validate_every: 0}
+training: {steps: 1000, batch_size: 6, validate_every: 0}
 recording: {log_every: 1}
 launch: {threads: 1}
 """
