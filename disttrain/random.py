@@ -59,6 +59,8 @@ class Stream(IntEnum):
     """What a client's link adds to what it sends."""
     NOISE_DOWN = 15
     """What a client's link adds to what it is sent."""
+    CURRICULUM = 16
+    """A client's order of its samples, where that is left to chance."""
 
 
 @overload

@@ -45,6 +45,8 @@ class Entry:
     """The section ``federated.algorithm``, without ``server_lr``."""
     lrs: Sequence[float] = (0.03, 0.1, 0.3)
     server_lrs: Sequence[float] = (1.0,)
+    more: Sequence[str] = ()
+    """Other settings."""
 
 
 ENTRIES = {
@@ -56,9 +58,19 @@ ENTRIES = {
     "scallion rand-10 %": Entry(
         "name: scallion, alpha: 0.1, compressor: {name: rand_k, ratio: 0.1, unbiased: true}", server_lrs=(1.0, 3.0)
     ),
+    "scafcom": Entry("name: scafcom, beta: 0.2", server_lrs=(1.0, 3.0)),
+    "scafcom top-1 %": Entry("name: scafcom, beta: 0.2, compressor: {name: top_k, ratio: 0.01}", server_lrs=(1.0, 3.0)),
     "fedamd {1, 0}": Entry("name: fedamd_sequential, period: 2"),
+    "fedamd p=.2": Entry("name: fedamd, probability: 0.2"),
+    "fedamd p=.5": Entry("name: fedamd, probability: 0.5"),
+    "fedamd p=.84": Entry("name: fedamd, probability: 0.84"),
     "mifa": Entry("name: mifa", server_lrs=(1.0, 3.0)),
     "feddyn": Entry("name: feddyn, alpha: 0.1", server_lrs=()),  # which has none
+    "curriculum": Entry("name: fedavg", more=["federated.ordering.name=curriculum"]),
+    "anti-curriculum": Entry("name: fedavg", more=["federated.ordering.name=anti_curriculum"]),
+    "random order": Entry("name: fedavg", more=["federated.ordering.name=random"]),
+    "easy clients first": Entry("name: fedavg", more=["federated.participation.name=curriculum"]),
+    "hard clients first": Entry("name: fedavg", more=["federated.participation.name=anti_curriculum"]),
 }
 
 
@@ -104,7 +116,16 @@ def main() -> None:
                 cells += results
                 print(line(name, results), flush=True)
     print("\n".join(left_out))
-    RESULTS.write_text(json.dumps([asdict(result) for result in cells], indent=1) + "\n")
+    save(cells)
+
+
+def save(cells: Sequence[Result]) -> None:
+    """docs/federated_digits.json: what was computed now in place of what stood there for the same rows; the others stay."""
+    before = [Result(**each) for each in json.loads(RESULTS.read_text())] if RESULTS.exists() else []
+    renewed = {(result.entry, result.partition) for result in cells}
+    rows = [*(result for result in before if (result.entry, result.partition) not in renewed), *cells]
+    rows.sort(key=lambda row: (list(PARTITIONS).index(row.partition), list(ENTRIES).index(row.entry), row.seed))
+    RESULTS.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 def cell(name: str, partition: str, seeds: int, deadline: float) -> list[Result]:
@@ -132,7 +153,7 @@ def train(name: str, partition: str, lr: float, server_lr: float | None, seed: i
     folder = RunFolder(KEPT / "run")
     shutil.rmtree(folder.path, ignore_errors=True)
     folder.claim(resume=False)
-    loaded = load_config(ROOT / "configs" / "federated.yaml", [*COMMON, *PARTITIONS[partition], *overrides])
+    loaded = load_config(ROOT / "configs" / "federated.yaml", [*COMMON, *PARTITIONS[partition], *ENTRIES[name].more, *overrides])
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Diverged):
         FederatedRun(loaded, folder, StopRequest()).run()
     assert loaded.config.federated is not None

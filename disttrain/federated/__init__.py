@@ -19,6 +19,8 @@ from disttrain.federated.algorithms import (
 )
 from disttrain.federated.engines import BatchedEngine, Engine, EngineFailed, RayConfig, RayEngine, SerialEngine
 from disttrain.federated.least_squares import LeastSquares
+from disttrain.federated.ordered import Order, Ordered
+from disttrain.federated.pacing import PacingConfig
 from disttrain.federated.rounds import Availability, Federation, RoundReport, Totals
 from disttrain.federated.store import ClientStore
 from disttrain.federated.work import Part, Plan, Problem, Work
@@ -42,6 +44,9 @@ __all__ = [
     "FedPAGE",
     "Federation",
     "LeastSquares",
+    "Order",
+    "Ordered",
+    "PacingConfig",
     "Part",
     "Plan",
     "Problem",

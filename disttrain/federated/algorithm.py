@@ -70,8 +70,6 @@ class Algorithm:
 
     client_vectors: ClassVar[tuple[str, ...]] = ()
     """Names of the vectors that are kept for each client, all zero at first."""
-    client_numbers: ClassVar[tuple[str, ...]] = ()
-    """The same of single numbers, ``[L, 1]``."""
     plain_steps: ClassVar[bool] = True
     """Whether local steps must be plain SGD: with momentum or weight decay, what a client has moved is no longer the sum of its
     gradients, which the algorithm counts on."""
@@ -80,6 +78,8 @@ class Algorithm:
     adds_up: ClassVar[bool] = False
     """Whether the server adds up for ever what clients send, and each client the same for itself: noise on the way up would add
     up, too, at the server alone, and what the two keep would part."""
+    large_batches: ClassVar[bool] = False
+    """Whether clients compute gradients on large batches, too."""
     meets_everybody: ClassVar[bool] = False
     """Whether round 0 is with all clients: the algorithm needs each of them once before it can do without most of them."""
     description: str = ""
@@ -88,6 +88,14 @@ class Algorithm:
     def init(self, x: Tensor) -> Vectors:
         """The server's vectors, given the initial model ``[d]``."""
         return {"x": x.clone()}
+
+    def client_numbers(self, sizes: Tensor) -> Vectors:
+        """What else is kept for each client, by name: a few numbers ``[N, w]`` as they are at first.
+
+        Args:
+            sizes: int64 ``[N]``, each client's samples.
+        """
+        return {}
 
     def broadcast(self, server: Vectors) -> Vectors:
         """What is sent to every client of the cohort; by default the model."""
@@ -146,10 +154,6 @@ class AlgorithmConfig(ComponentConfig):
     def build(self) -> Algorithm:
         """The algorithm itself."""
         raise NotImplementedError(f"{type(self).__name__} must define build()")
-
-    def check(self, plan: Plan) -> None:
-        """Raise ValueError if the algorithm is not for such rounds."""
-        self.build().check(plan, f"federated.algorithm.name={self.name}")
 
 
 federated_algorithms: Registry[AlgorithmConfig] = Registry("federated.algorithm", default="fedavg")

@@ -4,12 +4,13 @@
 anybody who knows the members can repeat without a coordinator, as in "Decentralized Learning Made Practical with Client
 Sampling" (arXiv 2302.13837), and which changes by one client when one joins or leaves. ``weighted`` does the same with
 exponential variables, the first of whom come with probability in proportion to their weight (Efraimidis and Spirakis, 2006).
-``cyclic`` takes turns. ``trace`` reads from a file who is there, and draws among these as ``uniform`` does.
+``cyclic`` takes turns. ``trace`` reads from a file who is there, and draws among these as ``uniform`` does. ``curriculum`` and
+``anti_curriculum`` do so among the clients whose loss was least, or largest, when it was last heard of (arXiv 2212.12712).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from disttrain import random
 from disttrain.component import ComponentConfig, Registry
+from disttrain.federated.pacing import PacingConfig
 from disttrain.federated.traces import read_trace
 
 
@@ -106,3 +108,43 @@ class TraceConfig(UniformConfig):
         now = round if self.period is None else round % self.period
         there = read_trace(self.path).there(clients, now)
         return super().cohort(clients[there], sizes[there], count, seed, round)
+
+
+@participations.register
+class CurriculumConfig(UniformConfig):
+    """All clients alike among those whose data the model finds easiest, and later among all."""
+
+    name: Literal["curriculum"] = "curriculum"  # type: ignore[assignment]
+    pacing: PacingConfig = PacingConfig()
+    """How soon all can be asked."""
+    largest_first: ClassVar[bool] = False
+
+    def among(self, losses: Tensor, count: int, round: int, rounds: int) -> Tensor:
+        """Who can be asked, of all clients by their last known losses ``[n]``: booleans ``[n]``.
+
+        Those never heard of (inf) come before all others, so that each is heard of once, whatever the pacing.
+
+        Args:
+            losses: as the server knows them.
+            count: how many will be asked.
+            round: from 0.
+            rounds: of the whole run.
+        """
+        unknown = losses.isinf()
+        number = self.pacing.count(len(losses), round, rounds, count)
+        if number == len(losses) or int(unknown.sum()) >= count:
+            return torch.ones_like(unknown) if number == len(losses) else unknown
+        if unknown.any():
+            number = count
+        ranked = (-losses if self.largest_first else losses).masked_fill(unknown, -torch.inf).argsort(stable=True)
+        chosen = torch.zeros_like(unknown)
+        chosen[ranked[:number]] = True
+        return chosen
+
+
+@participations.register
+class AntiCurriculumConfig(CurriculumConfig):
+    """All clients alike among those whose data the model finds hardest, and later among all."""
+
+    name: Literal["anti_curriculum"] = "anti_curriculum"  # type: ignore[assignment]
+    largest_first: ClassVar[bool] = True

@@ -25,7 +25,8 @@ from disttrain.federated.algorithm import Algorithm, Vectors
 from disttrain.federated.arrivals import Arrivals, LatencyConfig, WaitForAllConfig, WaitingConfig, answering
 from disttrain.federated.blocks import Block, BlockResult, blocks_of, total_of
 from disttrain.federated.engines import Engine
-from disttrain.federated.participation import ParticipationConfig, UniformConfig
+from disttrain.federated.ordered import LOSS
+from disttrain.federated.participation import CurriculumConfig, ParticipationConfig, UniformConfig
 from disttrain.federated.store import ClientStore
 from disttrain.federated.work import Plan
 
@@ -64,6 +65,7 @@ class RoundReport:
         bytes_up: of the replies that were taken.
         bytes_down: to all that were asked.
         evaluations: gradients of single samples, by the clients used.
+        scored: samples whose loss was computed to order samples or clients, the same.
         refused: clients that answered in time with numbers that are not finite.
         dropped: clients that would have answered in time, but for the engine, which has lost their block.
         virtual_seconds: that the round took.
@@ -76,6 +78,7 @@ class RoundReport:
     bytes_up: int
     bytes_down: int
     evaluations: int
+    scored: int
     refused: int
     dropped: int
     virtual_seconds: float
@@ -94,6 +97,7 @@ class Totals:
     bytes_up: int = 0
     bytes_down: int = 0
     evaluations: int = 0
+    scored: int = 0
     clients_used: int = 0
     clients_lost: int = 0
     clients_refused: int = 0
@@ -106,6 +110,7 @@ class Totals:
         self.bytes_up += report.bytes_up
         self.bytes_down += report.bytes_down
         self.evaluations += report.evaluations
+        self.scored += report.scored
         self.clients_used += report.used
         self.clients_lost += report.lost
         self.clients_refused += report.refused
@@ -158,8 +163,13 @@ class Federation:
         algorithm.check(plan)
         self.block_size, self._lr = block_size, lr
         self.server: Vectors = algorithm.init(x)
-        names, numbers = algorithm.client_vectors, algorithm.client_numbers
+        names, numbers = algorithm.client_vectors, algorithm.client_numbers(sizes)
         self.store = ClientStore(names, len(sizes), len(x), x.dtype, folder, numbers)
+        if isinstance(availability.participation, CurriculumConfig) and LOSS not in self.store.vectors:
+            raise ValueError(
+                f"participation {availability.participation.name} goes by clients' losses, which {type(algorithm).__name__} "
+                "does not report: put Ordered(algorithm, reports=participation.pacing) around it"
+            )
         self.round, self.totals = 0, Totals()
 
     @property
@@ -198,9 +208,18 @@ class Federation:
             return self.clients, Arrivals(torch.ones(len(self.clients), dtype=torch.bool), float(seconds.max()))
         wanted = len(self.clients) if self.algorithm.with_everybody(plan) else who.cohort
         count = min(who.waiting.invited(wanted), len(self.clients))
-        cohort = who.participation.cohort(self.clients, self.sizes[self.clients], count, seed, number)
+        clients = self._candidates(count, plan)
+        cohort = who.participation.cohort(clients, self.sizes[clients], count, seed, number)
         seconds = who.latency.draw(cohort, plan.steps, seed, number)
         return cohort, who.waiting.decide(answering(cohort, who.dropout, seed, number), seconds, wanted)
+
+    def _candidates(self, count: int, plan: Plan) -> Tensor:
+        """Whom the server can ask: all clients, unless their losses decide."""
+        if not isinstance(participation := self.availability.participation, CurriculumConfig):
+            return self.clients
+        assert plan.rounds is not None, "checked"
+        losses = self.store.vectors[LOSS][self.clients, 0]
+        return self.clients[participation.among(losses, count, plan.round, plan.rounds)]
 
     def _compute(self, message: Vectors, plan: Plan, clients: Tensor) -> list[BlockResult]:
         """The results of the blocks that came back; what is accepted is staged."""
@@ -222,10 +241,14 @@ class Federation:
         Raises:
             ValueError: if it is of another algorithm, model or number of clients.
         """
-        for name, live, saved in (("server", self.server, server), ("clients", self.store.vectors, clients)):
-            shapes = [{key: list(each.shape) for key, each in vectors.items()} for vectors in (live, saved)]
-            if shapes[0] != shapes[1]:
-                raise ValueError(f"the {name}'s vectors are {shapes[0]}, and those of the checkpoint {shapes[1]}")
+        for who, live, saved in (("the server keeps", self.server, server), ("clients keep", self.store.vectors, clients)):
+            if live.keys() != saved.keys():
+                raise ValueError(f"what {who} is {sorted(live)} here, and {sorted(saved)} there")
+            for name in live:
+                if live[name].shape != saved[name].shape:
+                    raise ValueError(
+                        f"{name}, which {who}, is {list(live[name].shape)} here, and {list(saved[name].shape)} there"
+                    )
         self.server = {name: each.clone() for name, each in server.items()}
         for name, rows in clients.items():
             self.store.vectors[name].copy_(rows)
@@ -245,6 +268,7 @@ def _report(results: list[BlockResult], asked: int, dropped: int, bytes_down: in
         bytes_up=sum(int(result.bytes_up[accepted].sum()) for result, accepted in used),
         bytes_down=bytes_down,
         evaluations=sum(int(result.ledger.evaluations[accepted].sum()) for result, accepted in used),
+        scored=sum(int(result.ledger.scored[accepted].sum()) for result, accepted in used),
         refused=sum(int((~result.accepted).sum()) for result in results),
         dropped=dropped,
         virtual_seconds=seconds,

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
+import torch
 from pydantic import Field, SerializeAsAny, model_validator
+from torch import Tensor
 
 from disttrain.component import Config
-from disttrain.federated.algorithm import AlgorithmConfig, federated_algorithms
+from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, federated_algorithms
 from disttrain.federated.algorithms import FedAvgConfig
 from disttrain.federated.arrivals import LatencyConfig, WaitForAllConfig, WaitingConfig, waitings
 from disttrain.federated.engines import RayConfig
-from disttrain.federated.participation import ParticipationConfig, UniformConfig, WeightedConfig, participations
+from disttrain.federated.ordered import Ordered
+from disttrain.federated.orderings import NoOrderingConfig, OrderingConfig, orderings
+from disttrain.federated.participation import (
+    CurriculumConfig,
+    ParticipationConfig,
+    UniformConfig,
+    WeightedConfig,
+    participations,
+)
 from disttrain.federated.rounds import BLOCK_SIZE, Availability
 from disttrain.federated.work import Plan
 
@@ -55,6 +65,8 @@ class FederatedConfig(Config):
     """Of the links."""
     algorithm: SerializeAsAny[AlgorithmConfig] = FedAvgConfig()
     """What clients and server do."""
+    ordering: SerializeAsAny[OrderingConfig] = NoOrderingConfig()
+    """In which order a client's samples come."""
     participation: SerializeAsAny[ParticipationConfig] = UniformConfig()
     """Who is asked."""
     waiting: SerializeAsAny[WaitingConfig] = WaitForAllConfig()
@@ -83,7 +95,8 @@ class FederatedConfig(Config):
             )
         if self.cohort_size > self.clients:
             raise ValueError(f"cohort={self.cohort} must be at most federated.clients={self.clients}")
-        self.algorithm.check(self.plan(seed=0))
+        anybody = torch.zeros(1) if self.ordering.expert_path else None
+        self.build(anybody).check(self.plan(seed=0), f"federated.algorithm.name={self.algorithm.name}")
         self.participation.check(self.clients)
         if isinstance(self.participation, WeightedConfig) and getattr(self.algorithm, "weighting", "uniform") == "samples":
             raise ValueError(
@@ -96,6 +109,18 @@ class FederatedConfig(Config):
     def cohort_size(self) -> int:
         """S as a number."""
         return self.cohort if isinstance(self.cohort, int) else round(self.cohort * self.clients)
+
+    def build(self, expert: Tensor | None = None) -> Algorithm:
+        """The algorithm, with the order of samples and clients around it if there is one.
+
+        Args:
+            expert: ``[d]``, the model that scores samples, where the ordering asks for one.
+        """
+        algorithm = self.algorithm.build()
+        participation = self.participation
+        reports = participation.pacing if isinstance(participation, CurriculumConfig) else None
+        order = self.ordering.build(expert)
+        return Ordered(algorithm, order, reports) if order or reports else algorithm
 
     @property
     def compute(self) -> Literal["auto", "serial", "batched"]:
@@ -116,6 +141,7 @@ class FederatedConfig(Config):
             clip_norm=self.clip_norm,
             noise_up=self.noise.up,
             noise_down=self.noise.down,
+            rounds=self.rounds,
         )
 
     def availability(self) -> Availability:
@@ -124,5 +150,6 @@ class FederatedConfig(Config):
 
 
 federated_algorithms.choose_in(FederatedConfig, "algorithm")
+orderings.choose_in(FederatedConfig, "ordering")
 participations.choose_in(FederatedConfig, "participation")
 waitings.choose_in(FederatedConfig, "waiting")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class ClientStore:
         d: entries of a vector.
         dtype: of their entries.
         folder: for memory-mapped files, used from :data:`LARGE_BYTES` on; None: always in memory.
-        numbers: names of what is one number for each client, ``[N, 1]``.
+        numbers: what else is kept, ``[N, w]`` by name, as it is at first; always in memory.
 
     Attributes:
         vectors: the committed ones, by name.
@@ -38,11 +39,11 @@ class ClientStore:
         d: int,
         dtype: torch.dtype = torch.float32,
         folder: Path | None = None,
-        numbers: tuple[str, ...] = (),
+        numbers: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         mapped = folder if len(names) * num_clients * d * dtype.itemsize >= LARGE_BYTES else None
         self.vectors = {name: _zeros(num_clients, d, dtype, None if mapped is None else mapped / name) for name in names}
-        self.vectors |= {name: torch.zeros(num_clients, 1, dtype=dtype) for name in numbers}
+        self.vectors |= {name: each.to(dtype, copy=True) for name, each in numbers.items()}
         self._staged: list[tuple[Tensor, Mapping[str, Tensor]]] = []
 
     def read(self, clients: Tensor) -> dict[str, Tensor]:

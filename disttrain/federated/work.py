@@ -7,8 +7,8 @@ again, elsewhere or in other company, draws the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -52,6 +52,18 @@ class ExactProblem(Protocol):
         ...
 
 
+@runtime_checkable
+class ScoredProblem(Protocol):
+    """One that tells samples apart by their losses."""
+
+    def sample_losses(self, y: Tensor, clients: Tensor) -> list[Tensor]:
+        """Each client's loss on every sample it has, at its own point ``y [L, d]``: ``[n_i]`` each, in the order of draws.
+
+        What comes out for a client must not depend on the others.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is the same for all clients of a round.
@@ -69,6 +81,7 @@ class Plan:
         noise_up: variance of the Gaussian noise on each entry of what a client sends.
         noise_down: the same of what it is sent.
         round: its number, from 0.
+        rounds: T, of the whole run, where something is paced by them; None: not known.
     """
 
     num_clients: int
@@ -83,6 +96,7 @@ class Plan:
     noise_up: float = 0.0
     noise_down: float = 0.0
     round: int = 0
+    rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,12 +124,23 @@ class Ledger:
     """float64 ``[L]``: of the losses of sampled batches, before each step."""
     losses: Tensor
     """int64 ``[L]``: how many they are."""
+    scored: Tensor
+    """int64 ``[L]``: samples whose loss alone was computed."""
 
     @classmethod
     def blank(cls, num_clients: int) -> Ledger:
         """Nothing yet."""
         counts = torch.zeros(num_clients, dtype=torch.int64)
-        return cls(counts, torch.zeros(num_clients, dtype=torch.float64), counts.clone())
+        return cls(counts, torch.zeros(num_clients, dtype=torch.float64), counts.clone(), counts.clone())
+
+    @classmethod
+    def joined(cls, ledgers: Sequence[Ledger]) -> Ledger:
+        """Those of several blocks as one."""
+        return cls(*(torch.cat([getattr(ledger, each.name) for ledger in ledgers]) for each in fields(cls)))
+
+    def part(self, rows: slice) -> Ledger:
+        """That of some clients."""
+        return Ledger(*(getattr(self, each.name)[rows] for each in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -192,6 +217,18 @@ class Work:
         losses, gradients = self.problem.gradients(y, self.clients, draws)
         self._note(self.sizes if b is None else torch.full_like(self.clients, b), losses)
         return gradients
+
+    def losses(self, y: Tensor) -> list[Tensor]:
+        """Each client's loss on every sample it has, at ``y [L, d]``: ``[n_i]`` each.
+
+        Raises:
+            TypeError: if the problem does not tell samples apart.
+        """
+        if not isinstance(self.problem, ScoredProblem):
+            raise TypeError(f"{type(self.problem).__name__} has no losses of single samples, by which to order them")
+        losses = self.problem.sample_losses(y, self.clients)
+        self.ledger.scored[slice(None) if self.rows is None else self.rows] += self.sizes
+        return losses
 
     def exact(self) -> ExactProblem:
         """The problem as one with solutions in closed form.

@@ -95,11 +95,12 @@ def summary_lines(summary: dict[str, Any], unit: str | None) -> list[str]:
 
 def _federated_lines(summary: dict[str, Any]) -> list[str]:
     """The same of a federation."""
+    scored = f", and losses of {summary['samples_scored']:,}" if summary["samples_scored"] else ""
     used, lost = summary["clients_used"], summary["clients_lost"]
     void = f", {summary['void_rounds']:,} rounds void" if summary["void_rounds"] else ""
     return [
         f"clients          {used:,} answers used, {lost:,} lost{void}",
         f"sent             up {readable_bytes(summary['bytes_up'])}, down {readable_bytes(summary['bytes_down'])}",
-        f"gradients        {summary['gradient_evaluations']:,} of single samples",
+        f"gradients        {summary['gradient_evaluations']:,} of single samples{scored}",
         f"virtual time     {readable_seconds(summary['virtual_seconds'])}",
     ]

@@ -34,7 +34,7 @@ TRIAL_WORKERS = {"vmap": 256, "forward": 256, "loop": 8}
 TRIALS = 3
 
 
-class _Loss(nn.Module):
+class ModuleLoss(nn.Module):
     """A module and its objective as one module, so that both see the parameters that functional_call puts in."""
 
     def __init__(self, module: nn.Module, objective: Objective) -> None:
@@ -42,6 +42,7 @@ class _Loss(nn.Module):
         self.module, self.objective = module, objective
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss."""
         return self.objective(self.module, inputs, targets)
 
 
@@ -76,7 +77,7 @@ class WorkerGradients:
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         self._replicas, self._chunk, self._autocast = replicas, chunk, autocast
-        self._loss = _Loss(replicas.template, objective)
+        self._loss = ModuleLoss(replicas.template, objective)
         self._objective = objective
         self._seed = seed
         self._generators: list[Tensor] = []

@@ -27,6 +27,11 @@ class Quadratics:
         residual = (a * y[:, None]).sum(-1) - b
         return residual.square().mean(-1) / 2, (a * residual[..., None]).mean(1)
 
+    def sample_losses(self, y: Tensor, clients: Tensor) -> list[Tensor]:
+        """Of each row."""
+        residuals = (self.a[clients] * y[:, None]).sum(-1) - self.b[clients]
+        return list(residuals.square() / 2)
+
     def gradient(self, x: Tensor, clients: Tensor | None = None) -> Tensor:
         """Full gradients ``[L, d]`` of all or some clients at one point."""
         clients = torch.arange(len(self.sizes)) if clients is None else clients
@@ -51,7 +56,7 @@ def federation(algorithm, problem, cohort=None, serial=False, start=None, block_
     engine = (SerialEngine if serial else BatchedEngine)(algorithm, problem)
     x = torch.zeros(problem.d, dtype=torch.float64) if start is None else start
     who = availability or Availability(cohort or len(problem.sizes))
-    settings = Plan(num_clients=len(problem.sizes), **({"lr": 0.1, "steps": 3, "batch_size": 2} | plan))
+    settings = Plan(num_clients=len(problem.sizes), **({"lr": 0.1, "steps": 3, "batch_size": 2, "rounds": 20} | plan))
     return Federation(algorithm, x, engine, settings, who, problem.sizes, block_size, rate)
 
 

@@ -5,10 +5,16 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 from disttrain.cli import main
 from disttrain.config import ConfigError, load_config
+from disttrain.objectives import ClassificationConfig
 from disttrain.recording.metrics import read_metrics
+from disttrain.simulation.federated.sample_losses import SampleLosses
+from disttrain.simulation.replicas import Replicas
+from tests.simulation.odd_models import Branches
 
 CONFIG = """
 model: {name: mlp, hidden: [16]}
@@ -65,12 +71,25 @@ ALGORITHMS = {
     "fedpage": algorithm("fedpage", "probability=0.3"),
     "rerce": (*algorithm("rerce", "rho=0.1"), "federated.noise.up=1e-6"),
     "rerce_continual": (*algorithm("rerce_continual", "rho=0.1"), "federated.noise.down=1e-6"),
+    "curriculum": ("federated.ordering.name=curriculum", "federated.participation.name=curriculum"),
+    "curriculum as clients see it": (
+        *algorithm("scaffold"),
+        "federated.lr=0.3",
+        "federated.ordering={name: curriculum, score: local}",
+    ),
+    "anti_curriculum": ("federated.ordering.name=anti_curriculum", "federated.participation.name=anti_curriculum"),
+    "random order": (*algorithm("mifa"), "federated.ordering={name: random, pacing: {shape: step, until: 0.5}}"),
 }
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_learns_and_resumes_bitwise(config, tmp_path, name):
-    faults = ("federated.dropout=0.2", "federated.latency={seconds: 1s, round_spread: 0.5}", "checkpoint.every=5")
+    faults = (
+        "federated.dropout=0.2",
+        "federated.latency={seconds: 1s, round_spread: 0.5}",
+        "checkpoint.every=5",
+        "training.validate_every=2",
+    )
     options = (*ALGORITHMS[name], *faults, "federated.engine=batched")
     assert federate(config, tmp_path / "whole", *options) == 0
     assert federate(config, tmp_path / "halves", *options, "training.stop_after=7") == 0
@@ -81,7 +100,7 @@ def test_every_algorithm_learns_and_resumes_bitwise(config, tmp_path, name):
     varying = ("seconds", "peak_memory_bytes", "final_loss")  # the loss is since the last record, of which there is one more
     assert {k: v for k, v in whole.items() if k not in varying} == {k: v for k, v in halves.items() if k not in varying}
     first = next(read_metrics(tmp_path / "whole" / "metrics.jsonl"))
-    assert whole["final_loss"] < first["loss"]
+    assert whole["validation_loss"] < first["validation_loss"]
 
 
 def test_the_run_folder_tells_what_was_done(config, tmp_path):
@@ -149,6 +168,30 @@ def test_a_trace_tells_who_is_there(config, tmp_path, capsys):
     assert "names client 20, and there are clients 0 to 19" in capsys.readouterr().err
 
 
+def test_an_expert_orders_samples(config, tmp_path, capsys):
+    assert federate(config, tmp_path / "expert") == 0
+    by_expert = f"federated.ordering={{name: curriculum, score: expert, expert: {tmp_path / 'expert'}}}"
+    assert federate(config, tmp_path / "run", by_expert, "federated.rounds=40") == 0
+    summary = summary_of(tmp_path / "run")
+    assert summary["samples_scored"] == 1420, "each client's samples, once"
+    assert "and losses of 1,420" in capsys.readouterr().out
+    assert federate(config, tmp_path / "other", by_expert, "model.hidden=[8]") == 2
+    error = capsys.readouterr().err
+    assert "federated.ordering.expert=" in error
+    assert "they are of another model" in error
+
+
+def test_losses_of_samples_are_those_of_evaluation_whether_vmap_can_or_not():
+    inputs, targets = torch.randn(7, 1, 8, 8), torch.arange(7)
+    for module in (nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5)), Branches()):
+        replicas = Replicas(module, 2, alignment=1)
+        losses = SampleLosses(replicas, ClassificationConfig().build())
+        module.eval()
+        expected = torch.stack([cross_entropy(module(inputs[i : i + 1]), targets[i : i + 1]) for i in range(7)])
+        torch.testing.assert_close(losses(replicas.x[0], inputs, targets), expected.detach())
+        assert losses._at_once != isinstance(module, Branches)
+
+
 def test_a_model_with_dropout_draws_by_round_and_client(config, tmp_path):
     options = ("model.dropout=0.3",)
     assert federate(config, tmp_path / "whole", *options) == 0
@@ -207,6 +250,14 @@ WRONG = {
     "weight decay in SCAFCOM": ([*algorithm("scafcom"), "federated.weight_decay=0.1"], "which it is not with weight_decay=0.1"),
     "clipping in FedPAGE": ([*algorithm("fedpage"), "federated.clip_norm=1"], "no longer are with clip_norm=1"),
     "noise upwards in SCAFFOLD": ([*algorithm("scaffold"), "federated.noise.up=0.1"], "noise.up=0.1 would add up"),
+    "an order of large batches": ([*algorithm("fedamd"), "federated.ordering.name=curriculum"], "have no order: set ordering"),
+    "losses of no model": ([*algorithm("rerce"), "federated.participation.name=curriculum"], "does not send clients the model"),
+    "an expert for nothing": (["federated.ordering={name: curriculum, expert: runs/x}"], "ignored with score=global"),
+    "no expert": (["federated.ordering={name: curriculum, score: expert}"], "score=expert needs expert"),
+    "an expert who is not there": (["federated.ordering={name: curriculum, score: expert, expert: nowhere}"], "no nowhere"),
+    "unknown ordering": (["federated.ordering.name=curiculum"], 'did you mean "curriculum"'),
+    "a start of nothing": (["federated.ordering={name: random, pacing: {start: 0}}"], "start: must be greater than 0"),
+    "a large batch for nobody": (["federated.large_batch=8"], "federated.algorithm.name=fedavg has no large batches"),
     "negative noise": (["federated.noise.up=-1"], "federated.noise.up: must be at least 0"),
     "unknown algorithm": ([*algorithm("fedavgg")], 'unknown algorithm "fedavgg"; did you mean "fedavg'),
     "unknown participation": (["federated.participation.name=unifrom"], 'did you mean "uniform"'),
@@ -273,6 +324,10 @@ def test_another_runs_checkpoint_is_refused(config, tmp_path, capsys):
     capsys.readouterr()
     assert federate(config, tmp_path / "run", "training.resume=auto", *algorithm("scaffold")) == 2
     assert "federated.algorithm.name: fedavg there, scaffold here" in capsys.readouterr().err
+    assert federate(config, tmp_path / "run", "training.resume=auto", "federated.ordering.name=curriculum") == 2
+    assert "federated.ordering.name: none there, curriculum here" in capsys.readouterr().err
+    assert federate(config, tmp_path / "run", "training.resume=auto", "federated.participation.name=curriculum") == 2
+    assert "what clients keep is ['loss'] here, and [] there" in capsys.readouterr().err
 
 
 def test_another_algorithm_on_the_command_line_takes_its_own_defaults(tmp_path):

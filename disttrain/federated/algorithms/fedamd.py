@@ -57,6 +57,7 @@ class FedAMD(Algorithm):
     server_lr: float = 1.0
     client_vectors: ClassVar[tuple[str, ...]] = ("cache",)
     meets_everybody: ClassVar[bool] = True
+    large_batches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.probability is not None and not 0 <= self.probability <= 1:

@@ -50,6 +50,7 @@ class FedPAGE(Algorithm):
     probability: float = 0.2
     server_lr: float = 1.0
     clips: ClassVar[bool] = False
+    large_batches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.probability <= 1:

@@ -57,6 +57,7 @@ class RERCE(Algorithm):
     client_vectors: ClassVar[tuple[str, ...]] = ("model",)
     meets_everybody: ClassVar[bool] = True
     clips: ClassVar[bool] = False
+    large_batches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.rho > 0:
@@ -100,7 +101,10 @@ class ContinualRERCE(RERCE):
     """Clients that are not asked go on, and the server remembers them."""
 
     client_vectors: ClassVar[tuple[str, ...]] = ("model", "heard", "memory")
-    client_numbers: ClassVar[tuple[str, ...]] = ("rounds",)
+
+    def client_numbers(self, sizes: Tensor) -> Vectors:
+        """How many rounds each client has made."""
+        return {"rounds": torch.zeros(len(sizes), 1)}
 
     def init(self, x: Tensor) -> Vectors:
         """w, and the mean of all memories, none as yet."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from disttrain.federated.algorithm import Algorithm
 from disttrain.federated.blocks import Block, BlockResult, compute, reduce
-from disttrain.federated.work import Ledger, Part, Problem
+from disttrain.federated.work import Part, Problem
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BatchedEngine:
                 block,
                 {name: Part(each.values[rows], each.weights[rows], each.num_bytes[rows]) for name, each in reply.items()},
                 {name: each[rows] for name, each in state.items()},
-                Ledger(ledger.evaluations[rows], ledger.loss_sums[rows], ledger.losses[rows]),
+                ledger.part(rows),
             )
             for block, rows in zip(group, map(slice, [0, *ends], ends), strict=False)
         ]

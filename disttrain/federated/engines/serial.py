@@ -25,10 +25,8 @@ class SerialEngine:
 
     def _run(self, block: Block) -> BlockResult:
         singles = [compute(self.algorithm, self.problem, single) for single in _singles(block)]
-        reply, state, ledger = _stack([each[0] for each in singles]), _cat([each[1] for each in singles]), Ledger.blank(0)
-        for name in ("evaluations", "loss_sums", "losses"):
-            setattr(ledger, name, torch.cat([getattr(each[2], name) for each in singles]))
-        return reduce(block, reply, state, ledger)
+        replies, states, ledgers = zip(*singles, strict=True)
+        return reduce(block, _stack(replies), _cat(states), Ledger.joined(ledgers))
 
 
 def _singles(block: Block) -> list[Block]:

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 IN_OTHER_FIGURES = {
     *("step", "tokens", "loss", "validation_loss", "seconds", "payload_bytes", "wire_bytes", "exposed_seconds"),
     *("optimizer_seconds", "evaluation_seconds", "checkpoint_seconds", "bytes_up", "bytes_down"),
-    *("gradient_evaluations", "virtual_seconds"),
+    *("gradient_evaluations", "samples_scored", "virtual_seconds"),
 }
 OF_EVERY_RUN = ("learning_rate", "gradient_norm", "tokens_per_second", "mfu", "skipped_steps")
 """Those that do not come from the strategy."""

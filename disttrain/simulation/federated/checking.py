@@ -49,6 +49,9 @@ def check(loaded: LoadedConfig) -> FederatedConfig:
             problems.append(fault)
     elif loaded.sets("federated.ray"):
         problems.append(f"federated.ray: would be ignored with federated.engine={config.federated.engine}: set ray")
+    if loaded.sets("federated.large_batch") and not config.federated.algorithm.build().large_batches:
+        name = config.federated.algorithm.name
+        problems.append(f"federated.large_batch: would be ignored: federated.algorithm.name={name} has no large batches")
     if config.partition.name == "none":
         problems.append("partition.name=none: clients must own their samples: take iid, shards, dirichlet or another partition")
     if problems:

@@ -20,6 +20,8 @@ ESSENTIAL = (
     "training.seed",
     "federated.clients",
     "federated.algorithm.name",
+    "federated.ordering.name",
+    "federated.ordering.score",
     "federated.on_empty",
 )
 """What a run cannot change on the way."""
@@ -77,5 +79,10 @@ class Checkpoints:
             raise UserError(f"the checkpoint is of round {step}, beyond federated.rounds={rounds}")
         server = {name.removeprefix("server."): vector for name, vector in snapshot.shared.items()}
         clients = {name.removeprefix("client."): rows for name, rows in snapshot.local.items()}
-        self._federation.restore(server, clients, facts["federation"])
+        try:
+            self._federation.restore(server, clients, facts["federation"])
+        except ValueError as error:
+            raise UserError(
+                f"the checkpoint is of another run ({error}); nothing was changed. Start anew in another run.directory"
+            ) from None
         return facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from disttrain.component import UserError
 from disttrain.data import Dataset
 from disttrain.data.partitions import Part
 from disttrain.objectives import Objective
+from disttrain.recording.weights import load_weights
+from disttrain.simulation.federated.sample_losses import SampleLosses
 from disttrain.simulation.gradients import Choice, Method, WorkerGradients
 from disttrain.simulation.replicas import Replicas
 
@@ -56,12 +59,23 @@ class ModelProblem:
         self._calls = 0
         self._seen: list[tuple[dict[str, Any], list[int]]] = []
         self._refuse_statistics(objective)
+        self._sample_losses = SampleLosses(self.replicas, objective)
         self._gradients = WorkerGradients(self.replicas, objective, seed, rows, nullcontext)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As it was made, for another process: what is computed here otherwise hangs on views of one vector."""
         sent = (self.replicas.fresh_module(), self._objective, self._dataset, self._samples.numpy(), self.sizes.numpy())
         return _again, (*sent, self._seed, len(self.replicas), self.method, self._gradients.draws)
+
+    def parameters_of(self, path: Path) -> Tensor:
+        """The weights of a run's folder, or of a safetensors file, as ``[d]``.
+
+        Raises:
+            UserError: if there are none, or they are another model's.
+        """
+        module = self.replicas.fresh_module()
+        load_weights(module, path)
+        return Replicas(module, 1, alignment=1).x[0]
 
     @property
     def start(self) -> Tensor:
@@ -93,6 +107,14 @@ class ModelProblem:
             rows = [self._on_all(y[row : row + 1], int(client)) for row, client in enumerate(clients)]
             return torch.stack([loss for loss, _ in rows]), torch.cat([gradient for _, gradient in rows])
         return self._at(y, self._places(clients, draws), draws[:, 0])
+
+    def sample_losses(self, y: Tensor, clients: Tensor) -> list[Tensor]:
+        """Each client's loss on every sample it has, in evaluation mode, computed client by client."""
+        return [self._sample_losses(point, *self._own_batch(int(client))) for point, client in zip(y, clients, strict=True)]
+
+    def _own_batch(self, client: int) -> tuple[Tensor, Tensor]:
+        start = int(self._starts[client])
+        return self._dataset.batch(self._samples[start : start + int(self.sizes[client])])
 
     def _on_all(self, y: Tensor, client: int) -> tuple[Tensor, Tensor]:
         """One client's mean loss and gradient ``[1, d]`` on all it has, piece by piece: clients have unequally much."""

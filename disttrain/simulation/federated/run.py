@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from disttrain.component import UserError
 from disttrain.config import LoadedConfig, dump
@@ -101,7 +102,7 @@ class FederatedRun:
 
     def _build(self) -> Federation:
         section, seed, schedule = self._section, self._config.training.seed, self._config.schedule
-        algorithm = section.algorithm.build()
+        algorithm = section.build(self._expert())
         choice = self._problem.choose(section.batch_size, METHODS[section.compute])
         self._display.say(f"gradients {choice.method}: {choice.reason}")
         changes = schedule != ConstantConfig()
@@ -116,6 +117,15 @@ class FederatedRun:
             (lambda number: section.lr * schedule.multiplier(number, section.rounds)) if changes else None,
             self._folder.path / "clients",
         )
+
+    def _expert(self) -> Tensor | None:
+        """The parameters of the model that scores samples, if one does."""
+        if (path := self._section.ordering.expert_path) is None:
+            return None
+        try:
+            return self._problem.parameters_of(Path(path))
+        except UserError as error:
+            raise UserError(f"federated.ordering.expert={path}: {error}") from None
 
     def _engine(self, algorithm: Algorithm, method: Method) -> Engine:
         """Client after client where gradients are computed so, too."""
@@ -260,6 +270,7 @@ class FederatedRun:
             "bytes_up": totals.bytes_up,
             "bytes_down": totals.bytes_down,
             "gradient_evaluations": totals.evaluations,
+            "samples_scored": totals.scored,
             "clients_used": totals.clients_used,
             "clients_lost": totals.clients_lost,
             "clients_refused": totals.clients_refused,
