@@ -9,8 +9,13 @@ min Σ f_k(x_k) with all x_k = z, subtracted, eliminate the duals, and with them
     server:  z ← mean of those that answered;   s ← 2 z − z⁻
 
 For least squares that is the paper's x_k ← (I − ρB_k) x_k + ρB_k s with B_k = (H_kᵀW_kH_k + ρI)⁻¹, which a problem that offers
-closed forms gets with ``exact``. Any other loss is minimised inexactly, from x_k by K steps y ← y − η_l (∇f_k(y; ξ) − g_k +
-ρ (y − s)), where g_k = ∇f_k(x_k) is computed anew in each round, a large batch, so that no errors add up in it.
+closed forms gets with ``exact``. Any other loss is minimised inexactly, with a dual variable g_k in the place of ∇f_k(x_k)::
+
+    y ← s;   K times:  y ← y − η_l (∇f_k(y; ξ) − g_k + ρ (y − s));      x_k ← y;   g_k ← g_k − ρ (x_k − s),  at first 0
+
+After an exact minimisation the two are the same. After K steps they are not, and it must be g_k: rounds of everybody conserve
+Σ g_k + ρ N (z − z⁻) = 0, so where all comes to rest Σ ∇f_k is 0, however few the steps. With ∇f_k(x_k) in its place, models that
+are the same for all stay what they are after the first round, and a network learns nothing.
 
 *Continual local updates*, for few participants: a client goes on, in every round in which it is not asked, with the last s that
 it has heard, and the server counts those that are not asked with the last that it has heard of them::
@@ -21,9 +26,9 @@ it has heard, and the server counts those that are not asked with the last that 
 
 With everybody, both are dual ADMM. Here a client catches up when it is asked again, which comes to the same.
 
-Beware of few participants. Any x that all clients share is a fixed point of either form, whether or not it minimises anything:
-what picks the minimum is Σ B_k⁻¹ x_k − ρ N z⁻, which rounds of everybody conserve and other rounds, and noise, let drift. The
-drift is small where ρ is small against the curvature of f_k, the paper's setting, and not otherwise.
+Beware of few participants. In closed form, any x that all clients share is a fixed point, whether or not it minimises anything:
+what picks the minimum is Σ B_k⁻¹ x_k − ρ N z⁻, which rounds of everybody conserve and other rounds, and noise, let drift, as they
+do Σ g_k. The drift is small where ρ is small against the curvature of f_k, the paper's setting, and not otherwise.
 """
 
 from __future__ import annotations
@@ -54,10 +59,8 @@ class RERCE(Algorithm):
 
     rho: float = 1.0
     exact: bool = False
-    client_vectors: ClassVar[tuple[str, ...]] = ("model",)
+    client_vectors: ClassVar[tuple[str, ...]] = ("model", "dual")
     meets_everybody: ClassVar[bool] = True
-    clips: ClassVar[bool] = False
-    large_batches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.rho > 0:
@@ -73,22 +76,17 @@ class RERCE(Algorithm):
 
     def client(self, message: Vectors, state: Vectors, work: Work) -> tuple[Reply, Vectors]:
         """The bent local problem, around what was heard of s."""
-        s = message["s"]
-        model = self.begin(s, work) if work.plan.round == 0 else self.move(state["model"], s, work)
-        return {"model": work.send(model)}, {"model": model}
+        model, dual = self.move(state["model"], state["dual"], message["s"], work)
+        return {"model": work.send(model)}, {"model": model, "dual": dual}
 
-    def begin(self, s: Tensor, work: Work) -> Tensor:
-        """argmin f_k(x) + ρ/2 ‖x − s‖²."""
+    def move(self, model: Tensor, dual: Tensor, s: Tensor, work: Work, number: int = 0) -> tuple[Tensor, Tensor]:
+        """The next model and dual of each client, given s; ``number`` tells a round's moves of one client apart."""
         if self.exact:
-            return work.exact().minimise(work.clients, s, self.rho)
-        return descend(s, work, lambda gradient, y: gradient + self.rho * (y - s))[0]
-
-    def move(self, model: Tensor, s: Tensor, work: Work, number: int = 0) -> Tensor:
-        """argmin f_k(x) − ⟨∇f_k(model), x⟩ + ρ/2 ‖x − s‖²; ``number`` tells a round's moves of one client apart."""
-        if self.exact:
-            return work.exact().move(work.clients, model, s, self.rho, torch.ones(len(work), dtype=model.dtype))
-        g = work.large_gradient(model, number)
-        return descend(model, work, lambda gradient, y: gradient - g + self.rho * (y - s), number * work.plan.steps)[0]
+            if work.plan.round == 0:
+                return work.exact().minimise(work.clients, s, self.rho), dual
+            return work.exact().move(work.clients, model, s, self.rho, torch.ones(len(work), dtype=model.dtype)), dual
+        after, _ = descend(s, work, lambda gradient, y: gradient - dual + self.rho * (y - s), number * work.plan.steps)
+        return after, dual - self.rho * (after - s)
 
     def aggregate(self, server: Vectors, replies: Replies, plan: Plan) -> Vectors:
         """The mean of what arrived, and where it is heading."""
@@ -100,7 +98,7 @@ class RERCE(Algorithm):
 class ContinualRERCE(RERCE):
     """Clients that are not asked go on, and the server remembers them."""
 
-    client_vectors: ClassVar[tuple[str, ...]] = ("model", "heard", "memory")
+    client_vectors: ClassVar[tuple[str, ...]] = ("model", "dual", "heard", "memory")
 
     def client_numbers(self, sizes: Tensor) -> Vectors:
         """How many rounds each client has made."""
@@ -117,23 +115,23 @@ class ContinualRERCE(RERCE):
     def client(self, message: Vectors, state: Vectors, work: Work) -> tuple[Reply, Vectors]:
         """All rounds since the client was last asked, and this one."""
         w, number = message["w"], work.plan.round
-        before = w if number == 0 else self.caught_up(state, work)
-        model = self.begin(w, work) if number == 0 else self.move(before, w, work)
+        before, dual = (w, state["dual"]) if number == 0 else self.caught_up(state, work)
+        model, dual = self.move(before, dual, w, work)
         sent = work.send(2 * model - before)
         change = replace(sent, values=sent.values - state["memory"])  # the server has the old ones
         rounds = torch.full_like(state["rounds"], number + 1)
-        return {"change": change}, {"model": model, "heard": w, "memory": sent.values, "rounds": rounds}
+        return {"change": change}, {"model": model, "dual": dual, "heard": w, "memory": sent.values, "rounds": rounds}
 
-    def caught_up(self, state: Vectors, work: Work) -> Tensor:
-        """The clients' models ``[L, d]`` before the round: those not asked have gone on with what they had heard."""
-        model, heard, missed = state["model"], state["heard"], work.plan.round - state["rounds"][:, 0]
+    def caught_up(self, state: Vectors, work: Work) -> tuple[Tensor, Tensor]:
+        """The clients' models and duals ``[L, d]`` before the round: those not asked have gone on with what they had heard."""
+        model, dual, heard, missed = state["model"], state["dual"], state["heard"], work.plan.round - state["rounds"][:, 0]
         if self.exact:
-            return work.exact().move(work.clients, model, heard, self.rho, missed)
-        model = model.clone()
+            return work.exact().move(work.clients, model, heard, self.rho, missed), dual
+        model, dual = model.clone(), dual.clone()
         for number in range(int(missed.max())):
             late = missed > number
-            model[late] = self.move(model[late], heard[late], work.among(late), number + 1)
-        return model
+            model[late], dual[late] = self.move(model[late], dual[late], heard[late], work.among(late), number + 1)
+        return model, dual
 
     def aggregate(self, server: Vectors, replies: Replies, plan: Plan) -> Vectors:
         """The mean of all memories, those just renewed among them."""
