@@ -202,7 +202,7 @@ class Work:
         else:
             draws = random.bits(self._batch_keys, b, start=step * b)
         losses, gradients = self.problem.gradients(y, self.clients, draws)
-        self._note(torch.full_like(self.clients, b), losses)
+        self._note(b, losses)
         return self.clipped(gradients) if clip else gradients
 
     def large_gradient(self, y: Tensor, number: int = 0) -> Tensor:
@@ -215,7 +215,7 @@ class Work:
         b = self.plan.large_batch
         draws = None if b is None else random.bits(self._keys(random.Stream.LARGE_BATCH), b, start=number * b)
         losses, gradients = self.problem.gradients(y, self.clients, draws)
-        self._note(self.sizes if b is None else torch.full_like(self.clients, b), losses)
+        self._note(self.sizes if b is None else b, losses)
         return gradients
 
     def losses(self, y: Tensor) -> list[Tensor]:
@@ -303,7 +303,7 @@ class Work:
         clipped: Tensor = gradients * (self.plan.clip_norm / (norms + CLIPPING_EPSILON)).clamp(max=1.0)
         return clipped
 
-    def _note(self, evaluations: Tensor, losses: Tensor) -> None:
+    def _note(self, evaluations: Tensor | int, losses: Tensor) -> None:
         if self.rows is None:
             self.ledger.evaluations += evaluations
             self.ledger.loss_sums += losses.double()

@@ -81,7 +81,6 @@ class WorkerGradients:
         self._objective = objective
         self._seed = seed
         self._generators: list[Tensor] = []
-        self._accumulate = False
         self.method: Method = "loop"
 
     def __call__(self, inputs: Tensor, targets: Tensor, passes: int = 1, accumulate: bool = False) -> Tensor:
@@ -95,13 +94,32 @@ class WorkerGradients:
         """
         if self.method == "loop" and not accumulate:
             self._replicas.g[: len(inputs)].zero_()  # backward only ever adds
-        self._accumulate = accumulate
-        step = self._loop if self.method == "loop" else self._chunk_by_vmap if self.method == "vmap" else self._chunk_by_forward
         parts = []
         for rows in chunks(len(inputs), self._chunk):
-            parts.append(step(rows, inputs[rows], targets[rows], passes))
-        losses: Tensor = torch.cat(parts)
-        return losses
+            if self.method == "loop":
+                parts.append(self._loop(rows, inputs[rows], targets[rows], passes))
+                continue
+            losses, gradients = self._at_once(self._replicas.x[rows], rows, inputs[rows], targets[rows], passes)
+            self._put(rows, gradients, accumulate)
+            parts.append(losses)
+        return torch.cat(parts)
+
+    def at(self, x: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean losses ``[L]`` and fresh gradients ``[L, d]`` of models ``x [L, d]``, whose rows have no padding.
+
+        The first L workers' rows are room to compute in for the loop, and are not touched otherwise.
+        """
+        if self.method == "loop":
+            self._replicas.x[: len(x)] = x
+            return self(inputs, targets), self._replicas.g[: len(x)].clone()
+        parts = []
+        for rows in chunks(len(inputs), self._chunk):
+            losses, gradients = self._at_once(x[rows], rows, inputs[rows], targets[rows], 1)
+            flat = torch.cat([gradients[unit.name].flatten(1) for unit in self._replicas.layout.units], 1)
+            parts.append((losses, flat))
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([losses for losses, _ in parts]), torch.cat([gradients for _, gradients in parts])
 
     def choose(self, inputs: Tensor, targets: Tensor, method: Method | None = None) -> Choice:
         """Settle the method: the given one, or the fastest in a short trial on a first batch ``[N, b, ...]``.
@@ -147,43 +165,48 @@ class WorkerGradients:
         for offset, worker in enumerate(range(rows.start, rows.stop)):
             with self._own_generator(worker):
                 with self._autocast():
-                    loss = self._objective(self._replicas.module(worker), inputs[offset], targets[offset]) / passes
+                    loss = self._objective(self._replicas.module(worker), inputs[offset], targets[offset])
+                if passes > 1:
+                    loss = loss / passes
                 loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return torch.stack(losses)
 
-    def _chunk_by_vmap(self, rows: slice, inputs: Tensor, targets: Tensor, passes: int) -> Tensor:
+    def _at_once(self, x: Tensor, rows: slice, inputs: Tensor, targets: Tensor, passes: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses ``[L]`` and gradients by parameter of models ``x [L, d]`` with the buffers of some workers."""
+        parameters = dict(self._replicas.layout.named(x))
+        buffers = {name: stacked[rows] for name, stacked in self._replicas.buffers.items()}
+        return (self._by_vmap if self.method == "vmap" else self._by_forward)(parameters, buffers, inputs, targets, passes)
+
+    def _by_vmap(
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor, passes: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
             with self._autocast():
                 value: Tensor = functional_call(self._loss, _in_module(parameters | buffers), (inputs, targets))
-            return value / passes
+            return value / passes if passes > 1 else value
 
-        gradients, losses = vmap(grad_and_value(loss))(self._parameters(rows), self._buffers(rows), inputs, targets)
-        self._put(rows, gradients)
-        own_losses: Tensor = losses
-        return own_losses
+        gradients, losses = vmap(grad_and_value(loss))(parameters, buffers, inputs, targets)
+        return losses, gradients
 
-    def _chunk_by_forward(self, rows: slice, inputs: Tensor, targets: Tensor, passes: int) -> Tensor:
+    def _by_forward(
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor, passes: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
             value: Tensor = functional_call(self._loss, _in_module(parameters | buffers), (inputs, targets))
             return value
 
-        parameters = {name: p.detach().requires_grad_() for name, p in self._parameters(rows).items()}
+        parameters = {name: p.detach().requires_grad_() for name, p in parameters.items()}
         with self._autocast():
-            losses = vmap(loss)(parameters, self._buffers(rows), inputs, targets) / passes
+            losses = vmap(loss)(parameters, buffers, inputs, targets)
+        if passes > 1:
+            losses = losses / passes
         gradients = torch.autograd.grad(losses.sum(), list(parameters.values()), allow_unused=True, materialize_grads=True)
-        self._put(rows, dict(zip(parameters, gradients, strict=True)))
-        return losses.detach()
+        return losses.detach(), dict(zip(parameters, gradients, strict=True))
 
-    def _parameters(self, rows: slice) -> dict[str, Tensor]:
-        return dict(self._replicas.layout.named(self._replicas.x[rows]))
-
-    def _buffers(self, rows: slice) -> dict[str, Tensor]:
-        return {name: stacked[rows] for name, stacked in self._replicas.buffers.items()}
-
-    def _put(self, rows: slice, gradients: dict[str, Tensor]) -> None:
+    def _put(self, rows: slice, gradients: dict[str, Tensor], accumulate: bool) -> None:
         for name, place in self._replicas.layout.named(self._replicas.g[rows]):
-            if self._accumulate:
+            if accumulate:
                 place += gradients[name]
             else:
                 place.copy_(gradients[name])

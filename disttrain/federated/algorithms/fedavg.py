@@ -49,7 +49,7 @@ class FedAvg(Algorithm):
     def client(self, message: Vectors, state: Vectors, work: Work) -> tuple[Reply, Vectors]:
         """Local steps, and how far they have gone."""
         x = rows_of(message["x"], len(work))
-        y, _ = descend(x, work, (lambda gradient, y: gradient + self.mu * (y - x)) if self.mu else None)
+        y = descend(x, work, (lambda gradient, y: gradient + self.mu * (y - x)) if self.mu else None)
         weights = work.sizes if self.weighting == "samples" else None
         return {"delta": work.send(y - x, weights=weights)}, {}
 

@@ -50,7 +50,7 @@ class FedDyn(Algorithm):
     def client(self, message: Vectors, state: Vectors, work: Work) -> tuple[Reply, Vectors]:
         """Steps on the bent loss, which is then bent further."""
         x, h = rows_of(message["x"], len(work)), state["gradient"]
-        y, _ = descend(x, work, lambda gradient, y: gradient - h + self.alpha * (y - x))
+        y = descend(x, work, lambda gradient, y: gradient - h + self.alpha * (y - x))
         return {"delta": work.send(y - x)}, {"gradient": h - self.alpha * (y - x)}
 
     def aggregate(self, server: Vectors, replies: Replies, plan: Plan) -> Vectors:

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Vectors, federated_algorithms, rows_of
-from disttrain.federated.local_steps import descend
+from disttrain.federated.local_steps import sum_of_directions
 from disttrain.federated.work import Plan, Work
 
 
@@ -43,7 +43,7 @@ class MIFA(Algorithm):
 
     def client(self, message: Vectors, state: Vectors, work: Work) -> tuple[Reply, Vectors]:
         """Local steps, whose sum of gradients is sent."""
-        _, total = descend(rows_of(message["x"], len(work)), work)
+        total = sum_of_directions(rows_of(message["x"], len(work)), work)
         sent = work.send(total)
         return {"change": replace(sent, values=sent.values - state["memory"])}, {"memory": sent.values}  # as the server has it
 

@@ -85,7 +85,7 @@ class RERCE(Algorithm):
             if work.plan.round == 0:
                 return work.exact().minimise(work.clients, s, self.rho), dual
             return work.exact().move(work.clients, model, s, self.rho, torch.ones(len(work), dtype=model.dtype)), dual
-        after, _ = descend(s, work, lambda gradient, y: gradient - dual + self.rho * (y - s), number * work.plan.steps)
+        after = descend(s, work, lambda gradient, y: gradient - dual + self.rho * (y - s), number * work.plan.steps)
         return after, dual - self.rho * (after - s)
 
     def aggregate(self, server: Vectors, replies: Replies, plan: Plan) -> Vectors:

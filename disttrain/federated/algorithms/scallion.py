@@ -32,7 +32,7 @@ from torch import Tensor
 from disttrain.compression.base import Compressor, CompressorConfig, Variance, compressors
 from disttrain.compression.quantize import IdentityConfig
 from disttrain.federated.algorithm import Algorithm, AlgorithmConfig, Replies, Reply, Vectors, federated_algorithms, rows_of
-from disttrain.federated.local_steps import descend
+from disttrain.federated.local_steps import sum_of_directions
 from disttrain.federated.work import Plan, Work
 
 
@@ -62,7 +62,7 @@ class _ControlledAveraging(Algorithm):
         """Corrected local steps; then what of their mean direction is news to the server."""
         c, control = message["c"], state["control"]
         correction = c - control
-        _, total = descend(rows_of(message["x"], len(work)), work, lambda gradient, y: gradient + correction)
+        total = sum_of_directions(rows_of(message["x"], len(work)), work, lambda gradient, y: gradient + correction)
         delta, memory = self.news(total / work.plan.steps, c, state)
         sent = work.send(delta, self.compressor)
         return {"news": sent}, {"control": control + sent.values, **memory}

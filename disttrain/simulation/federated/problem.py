@@ -134,13 +134,12 @@ class ModelProblem:
         if len(y) == 1 and self.method != "loop":  # torch computes a batch of one in another way, and nobody is to see that
             losses, gradients = self._at(y.expand(2, -1), samples.expand(2, -1), keys.expand(2))
             return losses[:1], gradients[:1]
-        self.replicas.x[: len(y)] = y
         self._gradients.reseed(keys)
-        losses = self._gradients(*self._batch(samples))
+        losses, gradients = self._gradients.at(y, *self._batch(samples))
         self._calls += 1
         if self._calls % LOOK_EVERY == 0:
             self._refuse_another_size()
-        return losses.detach(), self.replicas.g[: len(y)].clone()
+        return losses.detach(), gradients
 
     def _places(self, clients: Tensor, draws: Tensor) -> Tensor:
         return self._samples[self._starts[clients, None] + draws % self.sizes[clients, None]]
