@@ -290,3 +290,35 @@ def test_a_ray_that_dies_ends_the_run(config, tmp_path):
         os.kill(raylet[0], signal.SIGKILL)
         assert process.wait(200) == 1
         assert gone(mark)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_was_there_before_is_joined_and_left_running(config, tmp_path):
+    """Ray's own command starts it, and the run is the same as in one process."""
+    ray = str(Path(sys.executable).with_name("ray"))
+    mark = f"DISTTRAIN_TEST_MARK={uuid.uuid4()}"
+    environment = os.environ | dict([mark.split("=")]) | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
+    head = [ray, "start", "--head", f"--port={free_port()}", "--num-cpus=4", "--include-dashboard=false"]
+    command = [sys.executable, "-m", "disttrain.cli", "federated", str(config), "launch.threads=1"]
+    address = ["federated.engine=ray", f"federated.ray.address=127.0.0.1:{head[3].rpartition('=')[2]}",
+               "federated.ray.start_timeout=5min", "federated.ray.compute=serial"]  # fmt: skip
+    try:
+        started = subprocess.run(head, env=environment, timeout=200, capture_output=True, text=True)
+        assert started.returncode == 0, started.stdout + started.stderr
+        for name, settings in (("one", ["federated.engine=serial"]), ("two", address), ("three", address)):
+            line = [*command, f"run.directory={tmp_path / name}", *settings]
+            subprocess.run(line, env=environment, check=True, timeout=300, capture_output=True)
+        one, *others = (summary_of(tmp_path / name)["weights_sha256"] for name in ("one", "two", "three"))
+        assert others == [one, one]
+        lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(mark)]
+        assert any("gcs_server" in line for line in lines), "the cluster is somebody else's"
+    finally:
+        for pid in descendants(mark):
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def free_port():
+    """One that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]

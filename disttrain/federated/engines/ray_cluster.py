@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import signal
 import socket
@@ -24,6 +25,8 @@ from disttrain.federated.engines import ray_watch
 
 CONNECT_SECONDS, CLEANUP_SECONDS = 5.0, 60.0
 QUIET = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
+AUTHENTICATION = "RAY_AUTH_MODE"
+"""Whether a cluster wants a token. Ray finds that out by itself for ``auto`` only, not for an explicit address."""
 HANDLED = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -78,7 +81,7 @@ def joined(address: str | None, timeout_seconds: float) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is not None:
         _try_out(address, timeout_seconds)
-        with _signals_kept():
+        with _signals_kept(), _quiet():
             ray.init(address=address, **QUIET)
         try:
             yield Cluster(_cpus(ray), f"the Ray cluster at {address}")
@@ -103,7 +106,7 @@ def local(cpus: int) -> Iterator[Cluster]:
     watch = [sys.executable, ray_watch.__file__, folder]
     watcher = subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True)  # not to be reached by Ctrl-C
     try:
-        with _signals_kept(), _marked(folder):
+        with _signals_kept(), _quiet(), _marked(folder):
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -142,6 +145,16 @@ def _marked(folder: str) -> Iterator[None]:
     del os.environ[ray_watch.VARIABLE]
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray warns that its defaults are its defaults, before it looks at what level of warnings is wanted."""
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(level)
+
+
 def _try_out(address: str, timeout_seconds: float) -> None:
     """Whether a Ray cluster answers there.
 
@@ -167,4 +180,5 @@ def _try_out(address: str, timeout_seconds: float) -> None:
         ) from None
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(problem + f"Ray could not join: {reason}")
+        hint = "" if AUTHENTICATION in os.environ else f"; if that cluster wants a token, set {AUTHENTICATION}=token"
+        raise UserError(problem + f"Ray could not join: {reason}{hint}")
