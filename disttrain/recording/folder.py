@@ -23,6 +23,7 @@ class RunFolder:
         self.checkpoints, self.logs = path / "checkpoints", path / "logs"
         self.weights, self.loss_plot = path / "model.safetensors", path / "loss.png"
         self.report, self.trace = path / "report.html", path / "trace.json"
+        self.partition_plot = path / "partition.png"
 
     def holds_a_run(self) -> bool:
         """Whether something was trained here before."""

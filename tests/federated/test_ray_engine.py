@@ -199,6 +199,7 @@ def model():
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.setattr("disttrain.recording.recorder.draw_pictures", lambda *_: None)
+    monkeypatch.setattr("disttrain.simulation.federated.run.plot_partition", lambda *_: None)
     path = tmp_path / "small.yaml"
     path.write_text(CONFIG)
     return path

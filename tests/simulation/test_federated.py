@@ -30,6 +30,7 @@ D = 64 * 16 + 16 + 16 * 10 + 10
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
     monkeypatch.setattr("disttrain.recording.recorder.draw_pictures", lambda *_: None)
+    monkeypatch.setattr("disttrain.simulation.federated.run.plot_partition", lambda *_: None)
 
 
 @pytest.fixture

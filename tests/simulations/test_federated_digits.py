@@ -14,6 +14,7 @@ def _few_rounds(monkeypatch, tmp_path):
     monkeypatch.setattr(federated_digits, "KEPT", tmp_path)
     monkeypatch.setattr(federated_digits, "COMMON", (*federated_digits.COMMON, "federated.rounds=3"))
     monkeypatch.setattr("disttrain.recording.recorder.draw_pictures", lambda *_: None)
+    monkeypatch.setattr("disttrain.simulation.federated.run.plot_partition", lambda *_: None)
 
 
 @pytest.mark.parametrize("partition", federated_digits.PARTITIONS)

@@ -5,6 +5,7 @@ from disttrain.data.partitions.client_dirichlet import ClientDirichletConfig
 from disttrain.data.partitions.dirichlet import DirichletConfig
 from disttrain.data.partitions.iid import IidConfig
 from disttrain.data.partitions.none import NoneConfig
+from disttrain.data.partitions.plot import plot_partition
 from disttrain.data.partitions.quantity_skew import QuantitySkewConfig
 from disttrain.data.partitions.report import PartitionReport, report
 from disttrain.data.partitions.shards import ShardsConfig
@@ -23,5 +24,6 @@ __all__ = [
     "ShardsConfig",
     "SourceConfig",
     "partitions",
+    "plot_partition",
     "report",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from disttrain.component import UserError
 from disttrain.config import LoadedConfig, dump
-from disttrain.data.partitions import report
+from disttrain.data.partitions import plot_partition, report
 from disttrain.federated import Algorithm, BatchedEngine, Engine, EngineFailed, Federation, RayEngine, RoundReport, SerialEngine
 from disttrain.federated.engines.ray_cluster import Cluster, is_joined, joined
 from disttrain.launch.shutdown import StopRequest
@@ -83,6 +83,7 @@ class FederatedRun:
                 raise UserError(str(error)) from error  # what does not fit together is the user's to mend
             raise
         self._say_what(str(report(parts, self._corpus.train)).replace("workers", "clients"))
+        plot_partition(parts, self._corpus.train, folder.partition_plot)
         self._checkpoints = Checkpoints(folder, config, self.federation)
         self._loss, self._losses, self._refusals, self._silences = 0.0, 0, 0, 0
         self._seconds_before, self._logged_evaluations, self._logged_round = 0.0, 0, 0
