@@ -66,6 +66,7 @@ ENTRIES = {
     "fedamd p=.84": Entry("name: fedamd, probability: 0.84"),
     "mifa": Entry("name: mifa", server_lrs=(1.0, 3.0)),
     "feddyn": Entry("name: feddyn, alpha: 0.1", server_lrs=()),  # which has none
+    "rerce": Entry("name: rerce, rho: 0.1", server_lrs=()),
     "curriculum": Entry("name: fedavg", more=["federated.ordering.name=curriculum"]),
     "anti-curriculum": Entry("name: fedavg", more=["federated.ordering.name=anti_curriculum"]),
     "random order": Entry("name: fedavg", more=["federated.ordering.name=random"]),
