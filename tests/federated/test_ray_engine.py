@@ -16,7 +16,19 @@ import torch
 
 from disttrain.component import UserError
 from disttrain.compression import TopK
-from disttrain.federated import SCAFCOM, Engine, EngineFailed, FedAMD, FedAvg, RayConfig, RayEngine, SerialEngine
+from disttrain.federated import (
+    SCAFCOM,
+    Engine,
+    EngineFailed,
+    FedAMD,
+    FedAvg,
+    Order,
+    Ordered,
+    PacingConfig,
+    RayConfig,
+    RayEngine,
+    SerialEngine,
+)
 from disttrain.federated.engines import ray_cluster
 from tests.federated.faults import Faulty
 from tests.federated.quadratics import federation, run
@@ -24,7 +36,7 @@ from tests.federated.test_rounds import equal
 from tests.simulation.test_federated import CONFIG, algorithm, federate, growing, summary_of
 
 pytest.importorskip("ray")
-ALGORITHMS = [FedAvg(), SCAFCOM(TopK(0.2)), FedAMD(0.5)]
+ALGORITHMS = [FedAvg(), SCAFCOM(TopK(0.2)), FedAMD(0.5), Ordered(FedAvg(), Order(score="local"), reports=PacingConfig())]
 N, D, BLOCK = 14, 5, 3
 CPUS = 8  # that Ray is told; 1 + 3 actors stay, and others come and go
 
