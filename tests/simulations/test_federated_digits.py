@@ -21,7 +21,7 @@ def _few_rounds(monkeypatch, tmp_path):
 PARTITIONS = itertools.cycle(federated_digits.PARTITIONS)
 
 
-@pytest.mark.parametrize(("name", "partition"), zip(federated_digits.ENTRIES, PARTITIONS, strict=False))
+@pytest.mark.parametrize(("name", "partition"), [*zip(federated_digits.ENTRIES, PARTITIONS, strict=False)])
 def test_every_entry_runs_and_is_kept(name, partition):
     entry = federated_digits.ENTRIES[name]
     arguments = (name, partition, entry.lrs[0], next(iter(entry.server_lrs), None), 0)
