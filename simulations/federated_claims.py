@@ -169,8 +169,14 @@ def entry_of(where: str, name: str, seeds: int, deadline: float) -> tuple[list[R
         chosen = best(tried, level)
         for seed in range(seeds):
             results.append(result_of(where, name, goal, level, runs.get(chosen.lr, chosen.server_lr, seed)))
-    facts = [{"regime": where, "name": name, "lr": run.lr, "server_lr": run.server_lr, "end": run.end} for run in tried]
-    return results, facts
+    return results, [attempt(where, name, run) for run in tried]
+
+
+def attempt(where: str, name: str, run: Run) -> dict[str, Any]:
+    """What came of learning rates that were tried, and in how many rounds they were at each goal."""
+    arrivals = {goal: run.arrival(level) for goal, level in REGIMES[where].goals.items() if level is not None}
+    rounds = {goal: None if there is None else (there + 1) * run.every for goal, there in arrivals.items()}
+    return {"regime": where, "name": name, "lr": run.lr, "server_lr": run.server_lr, "end": run.end, "rounds": rounds}
 
 
 def curves(results: list[Result], deadline: float) -> dict[str, Run]:

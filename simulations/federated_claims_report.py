@@ -59,6 +59,8 @@ def verdicts(results: Sequence[Result]) -> list[str]:
 
 def of_compression(goal: str, rows: Sequence[Result], scaffold: Sequence[Result]) -> str:
     """Against scaffold: bytes, and accuracy or rounds."""
+    if math.isinf(typical(rows, "rounds")):
+        return "never there." if math.isfinite(typical(scaffold, "rounds")) else "never there, as scaffold."
     less = typical(scaffold, "megabytes_up") / typical(rows, "megabytes_up")
     if goal == "end":
         return f"{100 * (ending(rows) - ending(scaffold)):+.1f} points of accuracy against scaffold, {less:.3g} times less sent."
@@ -71,19 +73,21 @@ def of_anchors(goal: str, rows: Sequence[Result], table: Mapping[str, Sequence[R
     peers = [name for name in table if not name.startswith("fedamd") and "%" not in name]
     if goal == "end":
         return ", ".join(f"{100 * (ending(rows) - ending(table[peer])):+.1f} points against {peer}" for peer in peers) + "."
+    there = [peer for peer in peers if math.isfinite(typical(table[peer], "rounds"))]
     if math.isinf(typical(rows, "rounds")):
-        return f"never there; {', '.join(peer for peer in peers if typical(table[peer], 'rounds') < math.inf) or 'nobody'} is."
-    ratios = (
+        return f"never there, unlike {', '.join(there) or 'nobody'}."
+    ratios = [
         f"{typical(rows, 'rounds') / typical(table[peer], 'rounds'):.2g} and "
         f"{typical(rows, 'gradients') / typical(table[peer], 'gradients'):.2g} of {peer}"
-        for peer in peers
-    )
-    return "times rounds and gradients: " + ", ".join(ratios) + " (0: which never arrives)."
+        for peer in there
+    ]
+    late = [f"{peer} is never there" for peer in peers if peer not in there]
+    return "times rounds and gradients: " + "; ".join(ratios + late) + "."
 
 
 def draw(results: Sequence[Result], curves: Mapping[str, Run], picture: Path) -> None:
-    """Bars of each regime of accuracy, and curves of the stationary one."""
-    bars = [(regime, goal) for regime, goal in tables(results) if goal.endswith("%")]
+    """Bars of the hard regime, and curves of the stationary one."""
+    bars = [(regime, goal) for regime, goal in tables(results) if regime == "hard" and goal != "end"]
     rows = len(bars) + bool(curves)
     figure = Figure(figsize=(12, 3.8 * rows), layout="constrained")
     panels = figure.subplots(rows, 3, squeeze=False)
@@ -98,7 +102,7 @@ def draw_bars(row: Sequence[Any], title: str, table: Mapping[str, Sequence[Resul
     """Medians; what never arrives has none."""
     for panel, what in zip(row, SPENT, strict=True):
         values = [typical(each, what) for each in table.values()]
-        panel.barh(list(table), [0 if math.isinf(value) else value for value in values], log=what != "rounds")
+        panel.barh(list(table), [0 if math.isinf(value) else value for value in values], log=what == "megabytes_up")
         panel.set_title(title.format(what.replace("_", " ")), fontsize=10)
         panel.grid(alpha=0.3, axis="x")
         panel.invert_yaxis()
@@ -106,7 +110,7 @@ def draw_bars(row: Sequence[Any], title: str, table: Mapping[str, Sequence[Resul
 
 
 def draw_curves(panel: Any, what: str, curves: Mapping[str, Run]) -> None:
-    """‖∇f‖² by what was spent."""
+    """‖∇f‖² by what was spent, with learning rates for the last goal."""
     for name, run in curves.items():
         spent = {
             "rounds": [(number + 1) * run.every for number in range(len(run.scores))],
@@ -116,7 +120,8 @@ def draw_curves(panel: Any, what: str, curves: Mapping[str, Run]) -> None:
         style = "-" if name.startswith("fedamd") else "--"
         panel.plot(spent, [10**-score for score in run.scores], style, label=name, linewidth=1)
     panel.set(yscale="log", xscale="linear" if what == "rounds" else "log", xlabel=what.replace("_", " "))
-    panel.set_title("stationary: ‖∇f‖², learning rates for the last goal", fontsize=10)
+    panel.set_ylim(top=0.1)  # above are those whose gradient does not count
+    panel.set_title("stationary: ‖∇f‖²", fontsize=10)
     panel.grid(alpha=0.3)
     if what == "rounds":
         panel.legend(fontsize=7)
