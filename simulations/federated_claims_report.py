@@ -2,75 +2,126 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+from federated_claims_runs import Result, Run
 from matplotlib.figure import Figure
 
-
-class Result(Protocol):
-    """See federated_claims.py."""
-
-    name: str
-    lr: float
-    server_lr: float
-    accuracy: float
-
-
-PEERS = ("fedavg", "scaffold", "fedpage p=.05")
-"""What FedAMD is held against."""
+SPENT = ("rounds", "megabytes_up", "gradients")
 
 
 def typical(results: Sequence[Result], what: str) -> float:
-    """The median over seeds of ``rounds``, ``megabytes_up`` or ``gradients``; infinite if most never arrive."""
+    """The median over seeds of something in ``SPENT``; infinite if most never arrive."""
     values = [getattr(result, what) for result in results]
-    return float(statistics.median(float("inf") if value is None else value for value in values))
+    return float(statistics.median(math.inf if value is None else value for value in values))
 
 
-def accuracy(results: Sequence[Result]) -> float:
-    """In per cent, mean over seeds."""
-    return 100 * statistics.mean(result.accuracy for result in results)
+def ending(results: Sequence[Result]) -> float:
+    """The score at the end, mean over seeds."""
+    return statistics.mean(result.end for result in results)
 
 
 def line(results: Sequence[Result]) -> str:
     """A row of the table."""
-    first, spread = results[0], 0.0
-    if len(results) > 1:
-        spread = 100 * statistics.stdev(result.accuracy for result in results)
-    rounds = "/".join("never" if (count := getattr(each, "rounds", None)) is None else str(count) for each in results)
+    first = results[0]
+    spread = statistics.stdev(result.end for result in results) if len(results) > 1 else 0.0
+    rounds = "/".join("never" if each.rounds is None else str(each.rounds) for each in results)
+    megabytes, gradients = typical(results, "megabytes_up"), typical(results, "gradients")
     return (
-        f"{first.name:<20} lr {first.lr:<5g} server {first.server_lr:<3g} {accuracy(results):>5.1f} ± {spread:<4.1f} %   "
-        f"rounds {rounds:<13} MB up {typical(results, 'megabytes_up'):<8.3g} gradients {typical(results, 'gradients'):,.0f}"
+        f"{first.name:<22} {first.goal:<5} lr {first.lr:<5g} server {first.server_lr:<2g} end {ending(results):<6.4g} "
+        f"± {spread:<6.2g} rounds {rounds:<14} MB up {megabytes:<8.3g} gradients {gradients:,.0f}"
     )
 
 
-def verdicts(table: Mapping[str, Sequence[Result]]) -> list[str]:
+def tables(results: Sequence[Result]) -> dict[tuple[str, str], dict[str, list[Result]]]:
+    """By regime and goal, then by name."""
+    found: dict[tuple[str, str], dict[str, list[Result]]] = {}
+    for result in results:
+        found.setdefault((result.regime, result.goal), {}).setdefault(result.name, []).append(result)
+    return found
+
+
+def verdicts(results: Sequence[Result]) -> list[str]:
     """What reproduces, in plain sentences."""
     said = []
-    for name, results in table.items():
-        if "%" in name and "scaffold" in table:
-            less = typical(table["scaffold"], "megabytes_up") / typical(results, "megabytes_up")
-            said.append(
-                f"{name}: {accuracy(results) - accuracy(table['scaffold']):+.1f} points of accuracy against scaffold at the end, "
-                f"{less:.2g} times less sent until the target."
-            )
-        if name.startswith("fedamd"):
-            peers = [peer for peer in PEERS if peer in table]
-            slower = [peer for peer in peers if typical(results, "rounds") < typical(table[peer], "rounds")]
-            said.append(f"{name}: fewer rounds to the target than {', '.join(slower) or 'none'} of {', '.join(peers)}.")
+    for (regime, goal), table in tables(results).items():
+        for name, rows in table.items():
+            if "%" in name and "scaffold" in table:
+                said.append(f"{regime}, {goal}, {name}: {of_compression(goal, rows, table['scaffold'])}")
+            if name.startswith("fedamd"):
+                said.append(f"{regime}, {goal}, {name}: {of_anchors(goal, rows, table)}")
     return said
 
 
-def draw(table: Mapping[str, Sequence[Result]], picture: Path) -> None:
-    """Medians of rounds, bytes and gradients to the target, as bars; what never arrives has none."""
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
-    for panel, what in zip(panels, ("rounds", "megabytes_up", "gradients"), strict=True):
-        values = [typical(results, what) for results in table.values()]
-        panel.barh(list(table), [0 if value == float("inf") else value for value in values], log=what != "rounds")
-        panel.set_title(f"{what.replace('_', ' ')} to 85 % accuracy", fontsize=10)
-        panel.grid(alpha=0.3, axis="x")
-    panels[0].invert_yaxis()
+def of_compression(goal: str, rows: Sequence[Result], scaffold: Sequence[Result]) -> str:
+    """Against scaffold: bytes, and accuracy or rounds."""
+    if math.isinf(typical(rows, "rounds")):
+        return "never there." if math.isfinite(typical(scaffold, "rounds")) else "never there, as scaffold."
+    less = typical(scaffold, "megabytes_up") / typical(rows, "megabytes_up")
+    if goal == "end":
+        return f"{100 * (ending(rows) - ending(scaffold)):+.1f} points of accuracy against scaffold, {less:.3g} times less sent."
+    more = typical(rows, "rounds") / typical(scaffold, "rounds")
+    return f"{more:.2g} times scaffold's rounds, {less:.3g} times less sent."
+
+
+def of_anchors(goal: str, rows: Sequence[Result], table: Mapping[str, Sequence[Result]]) -> str:
+    """Against all that has none."""
+    peers = [name for name in table if not name.startswith("fedamd") and "%" not in name]
+    if goal == "end":
+        return ", ".join(f"{100 * (ending(rows) - ending(table[peer])):+.1f} points against {peer}" for peer in peers) + "."
+    there = [peer for peer in peers if math.isfinite(typical(table[peer], "rounds"))]
+    if math.isinf(typical(rows, "rounds")):
+        return f"never there, unlike {', '.join(there) or 'nobody'}."
+    ratios = [
+        f"{typical(rows, 'rounds') / typical(table[peer], 'rounds'):.2g} and "
+        f"{typical(rows, 'gradients') / typical(table[peer], 'gradients'):.2g} of {peer}"
+        for peer in there
+    ]
+    late = [f"{peer} is never there" for peer in peers if peer not in there]
+    return "times rounds and gradients: " + "; ".join(ratios + late) + "."
+
+
+def draw(results: Sequence[Result], curves: Mapping[str, Run], picture: Path) -> None:
+    """Bars of the hard regime, and curves of the stationary one."""
+    bars = [(regime, goal) for regime, goal in tables(results) if regime == "hard" and goal != "end"]
+    rows = len(bars) + bool(curves)
+    figure = Figure(figsize=(12, 3.8 * rows), layout="constrained")
+    panels = figure.subplots(rows, 3, squeeze=False)
+    for row, key in zip(panels, bars, strict=False):
+        draw_bars(row, f"{key[0]}: {{}} to {key[1]} accuracy", tables(results)[key])
+    for panel, what in zip(panels[-1] if curves else (), SPENT, strict=False):
+        draw_curves(panel, what, curves)
     figure.savefig(picture, dpi=110)
+
+
+def draw_bars(row: Sequence[Any], title: str, table: Mapping[str, Sequence[Result]]) -> None:
+    """Medians; what never arrives has none."""
+    for panel, what in zip(row, SPENT, strict=True):
+        values = [typical(each, what) for each in table.values()]
+        panel.barh(list(table), [0 if math.isinf(value) else value for value in values], log=what == "megabytes_up")
+        panel.set_title(title.format(what.replace("_", " ")), fontsize=10)
+        panel.grid(alpha=0.3, axis="x")
+        panel.invert_yaxis()
+        panel.tick_params(axis="y", labelsize=8)
+
+
+def draw_curves(panel: Any, what: str, curves: Mapping[str, Run]) -> None:
+    """‖∇f‖² by what was spent, with learning rates for the last goal."""
+    for name, run in curves.items():
+        spent = {
+            "rounds": [(number + 1) * run.every for number in range(len(run.scores))],
+            "megabytes_up": [each / 1e6 for each in run.bytes_up],
+            "gradients": run.gradients,
+        }[what]
+        style = "-" if name.startswith("fedamd") else "--"
+        panel.plot(spent, [10**-score for score in run.scores], style, label=name, linewidth=1)
+    panel.set(yscale="log", xscale="linear" if what == "rounds" else "log", xlabel=what.replace("_", " "))
+    panel.set_ylim(top=0.1)  # above are those whose gradient does not count
+    panel.set_title("stationary: ‖∇f‖²", fontsize=10)
+    panel.grid(alpha=0.3)
+    if what == "rounds":
+        panel.legend(fontsize=7)
