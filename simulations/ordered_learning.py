@@ -52,7 +52,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 KEPT = Path("runs") / "ordered_learning"
 CLIENTS, COHORT, STEPS, BATCH, ROUNDS, EARLY, LAST = 100, 10, 10, 5, 300, 100, 20
 HELD_OUT, TAUGHT, CLASSES = 397, 200, 10
-LRS = (0.03, 0.1, 0.3)
+LRS = (0.03, 0.1, 0.3, 1.0)
 PACING = PacingConfig()
 SHARDS = {"iid": 0, "two shards": 2, "one class": 1}
 CELLS = {f"{division}{noise}": (each, wrong) for noise, wrong in (("", 0.0), (", 30 % wrong", 0.3))
@@ -228,8 +228,17 @@ def main() -> None:
         if missing:
             print(f"left out for lack of time: {missing} runs")
     print("\n".join(verdicts(table)))
-    results = [asdict(each) for rows in table.values() for own in rows.values() for each in own]
-    (DOCS / "ordered_learning.json").write_text(json.dumps(results, indent=1) + "\n")
+    save([each for rows in table.values() for own in rows.values() for each in own])
+
+
+def save(results: Sequence[Result]) -> None:
+    """docs/ordered_learning.json: what was computed now in place of what stood there for the same cells; the others stay."""
+    path = DOCS / "ordered_learning.json"
+    before = [Result(**each) for each in json.loads(path.read_text())] if path.exists() else []
+    renewed = {result.cell for result in results}
+    rows = [*(result for result in before if result.cell not in renewed), *results]
+    rows.sort(key=lambda row: (list(CELLS).index(row.cell), ORDERS.index(row.order), row.seed))
+    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def of_rerce(case: Case, problem: LeastSquares, seed: int) -> Iterator[Tensor]:
             models = federation.store.vectors["model"]
             if isinstance(algorithm, ContinualRERCE):
                 now = Plan(CLIENTS, seed, round=number + 1)
-                models, _ = algorithm.caught_up(federation.store.vectors, Work.of_block(problem, now, everybody))
+                models = algorithm.caught_up(federation.store.vectors, Work.of_block(problem, now, everybody))["model"]
             yield models
 
 

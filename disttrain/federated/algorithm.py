@@ -82,8 +82,6 @@ class Algorithm:
     """Whether clients compute gradients on large batches, too."""
     meets_everybody: ClassVar[bool] = False
     """Whether round 0 is with all clients: the algorithm needs each of them once before it can do without most of them."""
-    description: str = ""
-    """What is worth saying at the start of a run."""
 
     def init(self, x: Tensor) -> Vectors:
         """The server's vectors, given the initial model ``[d]``."""
@@ -141,6 +139,10 @@ class Algorithm:
                 f"{name} adds up what clients send, at the server and at each client, and noise.up={plan.noise_up:g} would "
                 "add up at the server alone: set 0 (noise.down is fine), or take mifa or fedavg"
             )
+
+    def warning(self, plan: Plan) -> str:
+        """What is worth saying before such rounds are made, if anything is."""
+        return ""
 
     def bytes_down(self, message: Vectors, plan: Plan, clients: Tensor) -> Tensor:
         """What each client is sent, int64 ``[L]``; by default the whole message."""

@@ -10,15 +10,14 @@ The model that scores is the *global* one that the client was just sent; or an *
 which is *local*: the point of its last local step when it was last asked, and the global one when it never was. Scores by an
 expert are computed when a client is first asked, and kept. That takes a forward pass over all the client has, which is counted.
 
-The samples that can be drawn are a set: where it is all of them, a round is what it would be without, to the bit, and nothing is
+The samples that can be drawn are a set: a client of which it has all does what it would do without, to the bit, and is not
 scored. Where clients are chosen by loss, too (`participation.py`), each sends its mean loss under the global model along.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Literal, TypeAlias
 
 import torch
@@ -60,6 +59,11 @@ class Order:
             raise ValueError(f"an expert's parameters are for score=expert, and score={self.score}")
 
     @property
+    def asks_the_model(self) -> bool:
+        """Whether samples are scored by what clients are sent."""
+        return self.first != "random" and self.score != "expert"
+
+    @property
     def remembers(self) -> bool:
         """Whether clients keep their samples' scores."""
         return self.first != "random" and self.score != "global"
@@ -76,7 +80,7 @@ class Ordered(Algorithm):
 
     def __init__(self, inner: Algorithm, order: Order | None = None, reports: PacingConfig | None = None) -> None:
         self.inner, self.order, self.reports = inner, order, reports
-        for name in ("client_vectors", "plain_steps", "clips", "adds_up", "large_batches", "meets_everybody", "description"):
+        for name in ("client_vectors", "plain_steps", "clips", "adds_up", "large_batches", "meets_everybody"):
             setattr(self, name, getattr(inner, name))
 
     # --- what is added -----------------------------------------------------------------------------------------------
@@ -89,8 +93,9 @@ class Ordered(Algorithm):
             raise ValueError("ordered learning is paced by the number of rounds: give it as Plan(rounds=...)")
         if self.order is not None and self.large_batches:
             raise ValueError(f"{name} has gradients computed on large batches, which have no order: set ordering.name=none")
-        if "x" not in self.inner.broadcast(self.inner.init(torch.zeros(1))):
-            raise ValueError(f"{name} does not send clients the model, by whose loss samples and clients are to be ordered")
+        asks_the_model = self.reports is not None or (self.order is not None and self.order.asks_the_model)
+        if asks_the_model and "x" not in self.inner.broadcast(self.inner.init(torch.zeros(1))):
+            raise ValueError(f"{name} does not send clients the model, by whose loss samples or clients are to be ordered")
 
     def client_numbers(self, sizes: Tensor) -> Vectors:
         """What the algorithm keeps, and what is known of losses: nothing as yet."""
@@ -105,41 +110,53 @@ class Ordered(Algorithm):
         """The algorithm's own round, on samples that can be drawn."""
         plan, own = work.plan, dict(state)
         kept = {name: own.pop(name) for name in (SCORES, LOSS) if name in own}
-        now = cache(lambda: work.losses(message["x"]))
+        now = work.losses(message["x"]) if self.reports is not None and goes_on(self.reports, plan) else None
         if self.order is not None and goes_on(self.order.pacing, plan):
-            reply, new, scores = self._in_order(self.order, message, own, kept.get(SCORES), work, now)
-            if SCORES in kept:
-                kept[SCORES] = padded(scores, kept[SCORES].shape[-1])
+            reply, new, kept = self._in_order(self.order, message, own, kept, work, now)
         else:
             reply, new = self.inner.client(message, own, work)
-        if self.reports is not None and goes_on(self.reports, plan):
-            kept[LOSS] = torch.stack([each.mean() for each in now()])[:, None].to(kept[LOSS].dtype)
+        if now is not None:
+            kept[LOSS] = torch.stack([each.mean() for each in now])[:, None].to(kept[LOSS].dtype)
             reply = {**reply, LOSS: a_number(kept[LOSS])}
         return reply, {**new, **kept}
 
     def _in_order(
-        self, order: Order, message: Vectors, state: Vectors, known: Tensor | None, work: Work, now: Callable[[], list[Tensor]]
-    ) -> tuple[Reply, Vectors, list[Tensor]]:
-        """The algorithm's round on the samples whose turn it is, and what is known of them afterwards."""
-        scores = self._scores(order, known, message["x"], work, now)
-        problem = Eligible(work.problem, work.clients, [
-            eligible(order.first, each, count_of(order.pacing, len(each), work.plan)) for each in scores
-        ])  # fmt: skip
+        self,
+        order: Order,
+        message: Vectors,
+        state: Vectors,
+        kept: dict[str, Tensor],
+        work: Work,
+        now: list[Tensor] | None,
+    ) -> tuple[Reply, Vectors, dict[str, Tensor]]:
+        """The algorithm's round, of clients that draw but a part of their samples on these, and what is known of them then."""
+        counts = [order.pacing.count(int(n), work.plan.round, work.plan.rounds or 1, work.plan.batch_size) for n in work.sizes]
+        partly = torch.tensor(counts) < work.sizes
+        if not partly.any():
+            return *self.inner.client(message, state, work), kept
+        some, known = work.among(partly), kept[SCORES][partly] if SCORES in kept else None
+        scores = self._scores(order, known, some, message, partly, now)
+        turns = zip(scores, torch.tensor(counts)[partly].tolist(), strict=True)
+        problem = Eligible(work.problem, some.clients, [eligible(order.first, each, count) for each, count in turns])
         reply, new = self.inner.client(message, state, replace(work, problem=problem))
-        if known is not None and order.score == "local":
-            scores = work.losses(problem.last)
-        return reply, new, scores
+        if known is not None:
+            scores = some.losses(problem.last[partly]) if order.score == "local" else scores
+            kept = kept | {SCORES: kept[SCORES].clone()}
+            kept[SCORES][partly] = padded(scores, known)
+        return reply, new, kept
 
-    def _scores(self, order: Order, known: Tensor | None, x: Tensor, work: Work, now: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """Of each client's samples, ``[n_i]`` each."""
+    def _scores(
+        self, order: Order, known: Tensor | None, work: Work, message: Vectors, which: Tensor, now: list[Tensor] | None
+    ) -> list[Tensor]:
+        """Of the samples, ``[n_i]`` each, of those of a block's clients that draw a part of them."""
         if order.first == "random":
             keys = random.key(work.plan.seed, random.Stream.CURRICULUM, 0, work.clients)
             return [random.bits(own, int(n)) for own, n in zip(keys, work.sizes, strict=True)]
         if known is None:
-            return now()
+            return at(now, which) if now is not None else work.losses(message["x"][which])
         scores = [row[: int(n)] for row, n in zip(known, work.sizes, strict=True)]
         if (new := torch.tensor([not bool(each.isfinite().all()) for each in scores])).any():
-            judge = x[new] if order.expert is None else order.expert.expand(int(new.sum()), -1)
+            judge = message["x"][which][new] if order.expert is None else order.expert.expand(int(new.sum()), -1)
             fresh = iter(work.among(new).losses(judge))
             scores = [next(fresh) if is_new else each for is_new, each in zip(new, scores, strict=True)]
         return scores
@@ -162,21 +179,25 @@ class Ordered(Algorithm):
         """As the algorithm has it."""
         return self.inner.with_everybody(plan)
 
+    def warning(self, plan: Plan) -> str:
+        """The algorithm's."""
+        return self.inner.warning(plan)
+
     def bytes_down(self, message: Vectors, plan: Plan, clients: Tensor) -> Tensor:
         """As the algorithm has it."""
         return self.inner.bytes_down(message, plan, clients)
 
 
 class Eligible:
-    """A problem of which each client draws some of its samples only; see :class:`~disttrain.federated.work.Problem`.
+    """A problem of which some clients draw a part of their samples; see :class:`~disttrain.federated.work.Problem`.
 
     Args:
         problem: the whole.
-        clients: int64 ``[L]``, of the block.
+        clients: int64 ``[L]``, those that do; others draw as ever.
         positions: int64 ``[m_i]`` for each of them, which of its samples it draws.
 
     Attributes:
-        last: ``[L, d]``, where gradients were last computed.
+        last: ``[L', d]``, where gradients were last computed.
     """
 
     last: Tensor
@@ -189,10 +210,12 @@ class Eligible:
     def gradients(self, y: Tensor, clients: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
         """The problem's, where a draw means one of the client's positions, and stays as random as it was."""
         assert draws is not None, "checked: no large batches"
-        self.last, rows = y, (clients[:, None] == self.clients).int().argmax(-1)
-        draws, n = draws >> 1, self.sizes[clients, None]  # halved, so that the sum below cannot overflow
-        positions = self._table[rows].gather(1, draws % self._counts[rows, None])
-        return self.problem.gradients(y, clients, draws - draws % n + positions)
+        same = clients[:, None] == self.clients
+        partly, rows = same.any(-1, keepdim=True), same.int().argmax(-1)
+        half, n = draws >> 1, self.sizes[clients, None]  # halved, so that the sum below cannot overflow
+        positions = self._table[rows].gather(1, half % self._counts[rows, None])
+        self.last = y
+        return self.problem.gradients(y, clients, torch.where(partly, half - half % n + positions, draws))
 
 
 def eligible(first: First, scores: Tensor, count: int) -> Tensor:
@@ -201,24 +224,23 @@ def eligible(first: First, scores: Tensor, count: int) -> Tensor:
     return (ranked.flip(0) if first == "hard" else ranked)[:count].sort().values
 
 
-def count_of(pacing: PacingConfig, n: int, plan: Plan) -> int:
-    """How many of a client's n samples can be drawn in a round: a batch at least."""
-    assert plan.rounds is not None, "checked"
-    return pacing.count(n, plan.round, plan.rounds, plan.batch_size)
-
-
 def goes_on(pacing: PacingConfig, plan: Plan) -> bool:
     """Whether not all can be drawn yet."""
     assert plan.rounds is not None, "checked"
     return pacing.share(plan.round, plan.rounds) < 1
 
 
-def padded(scores: Sequence[Tensor], width: int) -> Tensor:
-    """``[n_i]`` each as rows ``[L, width]``."""
-    rows = torch.full((len(scores), width), UNKNOWN, dtype=scores[0].dtype)
+def padded(scores: Sequence[Tensor], like: Tensor) -> Tensor:
+    """``[n_i]`` each as rows of the shape and type of others ``[L, w]``."""
+    rows = torch.full_like(like, UNKNOWN)
     for row, each in zip(rows, scores, strict=True):
         row[: len(each)] = each
     return rows
+
+
+def at(scores: Sequence[Tensor], which: Tensor) -> list[Tensor]:
+    """Those of some clients."""
+    return [each for each, wanted in zip(scores, which, strict=True) if wanted]
 
 
 def a_number(values: Tensor) -> Part:

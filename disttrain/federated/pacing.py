@@ -45,6 +45,9 @@ class PacingConfig(Config):
     until: float = Field(0.8, gt=0, le=1)
     """a, the share of the run after which all can be drawn."""
 
+    def __str__(self) -> str:
+        return f"{self.shape} from {self.start:.3g} of them to all after {self.until:.3g} of the rounds"
+
     def share(self, round: int, rounds: int) -> float:
         """In (0, 1], never less than in the round before.
 
@@ -53,7 +56,7 @@ class PacingConfig(Config):
             rounds: T.
         """
         way = self.until * (rounds - 1)
-        if round >= way:
+        if round >= way - ROUNDING:
             return 1.0
         return self.start + (1 - self.start) * RISE[self.shape](round / way)
 

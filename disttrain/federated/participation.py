@@ -122,7 +122,8 @@ class CurriculumConfig(UniformConfig):
     def among(self, losses: Tensor, count: int, round: int, rounds: int) -> Tensor:
         """Who can be asked, of all clients by their last known losses ``[n]``: booleans ``[n]``.
 
-        Those never heard of (inf) come before all others, so that each is heard of once, whatever the pacing.
+        In the first rounds, as many as it takes to ask everybody once, those never heard of (inf) come before all others. Whoever
+        has not been heard of since then, such as a client that is always late, can be asked beside those whose turn it is.
 
         Args:
             losses: as the server knows them.
@@ -130,14 +131,13 @@ class CurriculumConfig(UniformConfig):
             round: from 0.
             rounds: of the whole run.
         """
-        unknown = losses.isinf()
-        number = self.pacing.count(len(losses), round, rounds, count)
-        if number == len(losses) or int(unknown.sum()) >= count:
-            return torch.ones_like(unknown) if number == len(losses) else unknown
-        if unknown.any():
-            number = count
-        ranked = (-losses if self.largest_first else losses).masked_fill(unknown, -torch.inf).argsort(stable=True)
-        chosen = torch.zeros_like(unknown)
+        unknown, number = losses.isinf(), self.pacing.count(len(losses), round, rounds, count)
+        if number == len(losses):
+            return torch.ones_like(unknown)
+        if round * count < len(losses):
+            number = max(0, count - int(unknown.sum()))
+        ranked = (-losses if self.largest_first else losses).masked_fill(unknown, torch.inf).argsort(stable=True)
+        chosen = unknown.clone()
         chosen[ranked[:number]] = True
         return chosen
 

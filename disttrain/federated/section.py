@@ -122,6 +122,17 @@ class FederatedConfig(Config):
         order = self.ordering.build(expert)
         return Ordered(algorithm, order, reports) if order or reports else algorithm
 
+    def order(self) -> list[str]:
+        """What comes first, in words; nothing where all comes by chance at any time."""
+        said = []
+        if (order := self.ordering.build(torch.zeros(1) if self.ordering.expert_path else None)) is not None:
+            by = "" if order.first == "random" else f" by {order.score} loss"
+            said.append(f"samples {order.first} first{by}, {order.pacing}")
+        if isinstance(self.participation, CurriculumConfig):
+            which = "hard" if self.participation.largest_first else "easy"
+            said.append(f"clients {which} first by their last loss, {self.participation.pacing}")
+        return said
+
     @property
     def compute(self) -> Literal["auto", "serial", "batched"]:
         """How a block is computed, wherever that is."""

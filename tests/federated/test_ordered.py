@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disttrain.federated import RERCE, SCALLION, Availability, FedAMD, FedAvg, Order, Ordered, PacingConfig
+from disttrain.federated import RERCE, SCALLION, Availability, ContinualRERCE, FedAMD, FedAvg, Order, Ordered, PacingConfig, Work
+from disttrain.federated.arrivals import DeadlineConfig, LatencyConfig
 from disttrain.federated.ordered import LOSS, SCORES, Eligible, eligible
 from disttrain.federated.pacing import RISE
 from disttrain.federated.participation import AntiCurriculumConfig, CurriculumConfig
@@ -48,6 +49,11 @@ def test_the_families(shape, halfway):
     assert PacingConfig(shape=shape, start=0.2, until=0.5).share(10, 41) == pytest.approx(halfway, abs=1e-6)
 
 
+def test_the_share_is_whole_where_the_product_is():
+    assert PacingConfig(shape="step", until=0.07).share(7, 101) == 1.0
+    assert PacingConfig(shape="step", until=0.07).share(6, 101) == 0.2
+
+
 def test_decimal_fractions_are_not_rounded_up_once_more():
     assert PacingConfig(start=0.2).count(15, 0, 300) == 3
     assert PacingConfig(start=0.2).count(16, 0, 300) == 4
@@ -76,6 +82,29 @@ def test_starting_with_everything_is_no_curriculum_to_the_bit(size, first, score
     ordered = run(federation(Ordered(SCALLION(), Order(first, AT_ONCE, score), reports=AT_ONCE), problem, **settings), 4)
     assert all(torch.equal(plain.server[name], ordered.server[name]) for name in plain.server)
     assert plain.totals == ordered.totals, "nothing is scored, and nothing sent for it"
+
+
+@pytest.mark.parametrize("order", [Order("hard"), Order("easy", score="local"), Order("random")], ids=str)
+def test_a_client_of_which_all_can_be_drawn_does_as_ever_to_the_bit(order):
+    """Though others of its block do not."""
+
+    class Uneven(Quadratics):
+        def sample_losses(self, y, clients):
+            return [each[: int(n)] for each, n in zip(super().sample_losses(y, clients), self.sizes[clients], strict=True)]
+
+    problem = Uneven(5, 3, rows=9)
+    problem.sizes = torch.tensor([9, 2, 3, 9, 1])
+    plain, ordered = (federation(each, problem, steps=4, batch_size=3) for each in (FedAvg(), Ordered(FedAvg(), order)))
+    rows = []
+    for fed in (plain, ordered):
+        message = {"x": fed.x.expand(5, -1)}
+        work = Work.of_block(problem, fed.plan, fed.clients)
+        reply, _ = fed.algorithm.client(message, fed.store.read(fed.clients), work)
+        rows.append((reply["delta"].values, work.ledger))
+    same = (rows[0][0] == rows[1][0]).all(1)
+    assert same.tolist() == [False, True, True, False, True]
+    times = 0 if order.first == "random" else 2 if order.score == "local" else 1
+    assert rows[1][1].scored.tolist() == [9 * times, 0, 0, 9 * times, 0]
 
 
 class Watched(Quadratics):
@@ -212,17 +241,16 @@ def test_who_can_be_asked(losses, pacing, largest_first, number, data):
     chosen = way.among(losses, count, number, 20)
     unknown = losses.isinf()
     assert int(chosen.sum()) >= count, "a cohort can always be filled"
-    if pacing.count(len(losses), number, 20, count) == len(losses):
+    assert chosen[unknown].all()
+    known = -losses if largest_first else losses
+    inside, outside = known[chosen & ~unknown].tolist(), known[~chosen].tolist()
+    assert max(inside, default=-9) <= min(outside, default=9)
+    if (of_all := pacing.count(len(losses), number, 20, count)) == len(losses):
         assert chosen.all()
-    elif int(unknown.sum()) >= count:
-        assert torch.equal(chosen, unknown)
+    elif number * count < len(losses):
+        assert len(inside) == max(0, count - int(unknown.sum())), "the unknown come first while there are rounds to hear them"
     else:
-        assert chosen[unknown].all()
-        known = -losses if largest_first else losses
-        inside, outside = known[chosen & ~unknown].tolist(), known[~chosen].tolist()
-        assert max(inside, default=-9) <= min(outside, default=9)
-        if not unknown.any():
-            assert int(chosen.sum()) == pacing.count(len(losses), number, 20, count)
+        assert len(inside) == min(of_all, int((~unknown).sum()))
 
 
 @pytest.mark.parametrize("way", [CurriculumConfig, AntiCurriculumConfig])
@@ -250,6 +278,18 @@ def test_clients_are_heard_once_each_and_then_asked_by_their_losses(way):
             assert (report.bytes_up, report.scored, len(asked)) == (3 * 3 * 8, 0, 0), "all can be asked: no losses are needed"
 
 
+def test_clients_that_are_always_late_do_not_keep_the_others_out():
+    slow = LatencyConfig(seconds=1.0, client_spread=2.0)
+    who = Availability(3, CurriculumConfig(pacing=PacingConfig(until=1.0)), DeadlineConfig(seconds=3.5), latency=slow)
+    fed = federation(Ordered(FedAvg(), reports=PacingConfig(until=1.0)), Quadratics(12, 3), availability=who, rounds=60)
+    late = int(fed.availability.latency.draw(fed.clients, 3, 0, 0).gt(3.5).sum())
+    assert 3 <= late <= 8, "enough to fill a cohort"
+    reports = [fed.step() for _ in range(60)]
+    assert int(fed.store.vectors[LOSS].isinf().sum()) == late
+    assert sum(report.void for report in reports[4:]) < 15
+    assert sum(report.used for report in reports[4:]) > 56 * 3 * 0.3
+
+
 @few
 @given(sizes())
 def test_asking_all_from_the_start_is_uniform_to_the_bit(size):
@@ -269,6 +309,8 @@ def test_what_cannot_be_ordered_is_refused():
         federation(Ordered(FedAMD(0.5), Order()), problem)
     with pytest.raises(ValueError, match="does not send clients the model"):
         federation(Ordered(RERCE(1.0), reports=PacingConfig()), problem)
+    run(federation(Ordered(RERCE(1.0), Order("random")), problem), 2)  # needs no losses
+    run(federation(Ordered(ContinualRERCE(0.1), Order(), PacingConfig()), problem, availability=who), 3)
     with pytest.raises(ValueError, match="paced by the number of rounds"):
         federation(Ordered(FedAvg(), Order()), problem, rounds=None)
     with pytest.raises(ValueError, match="which FedAvg does not report"):

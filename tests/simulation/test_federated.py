@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, dropout
 
 from disttrain.cli import main
 from disttrain.config import ConfigError, load_config
@@ -176,6 +176,8 @@ def test_an_expert_orders_samples(config, tmp_path, capsys):
     summary = summary_of(tmp_path / "run")
     assert summary["samples_scored"] == 1420, "each client's samples, once"
     assert "and losses of 1,420" in capsys.readouterr().out
+    assert federate(config, tmp_path / "run", by_expert.replace("expert}", "run}"), "training.resume=auto") == 2
+    assert "federated.ordering.expert: " in capsys.readouterr().err
     assert federate(config, tmp_path / "other", by_expert, "model.hidden=[8]") == 2
     error = capsys.readouterr().err
     assert "federated.ordering.expert=" in error
@@ -191,6 +193,28 @@ def test_losses_of_samples_are_those_of_evaluation_whether_vmap_can_or_not():
         expected = torch.stack([cross_entropy(module(inputs[i : i + 1]), targets[i : i + 1]) for i in range(7)])
         torch.testing.assert_close(losses(replicas.x[0], inputs, targets), expected.detach())
         assert losses._at_once != isinstance(module, Branches)
+
+
+def test_a_model_that_draws_even_in_evaluation_is_scored_alike_each_time():
+    class Forgetful(nn.Linear):
+        def forward(self, x):
+            return dropout(super().forward(x.flatten(1)), 0.5)
+
+    replicas = Replicas(Forgetful(64, 10), 2, alignment=1)
+    losses, batch = SampleLosses(replicas, ClassificationConfig().build()), (torch.randn(5, 1, 8, 8), torch.arange(5))
+    first, before = losses(replicas.x[0], *batch), torch.get_rng_state()
+    assert torch.equal(first, losses(replicas.x[0], *batch))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_comes_first_is_said_and_what_noise_does(config, tmp_path, capsys):
+    ordered = ("federated.ordering.name=anti_curriculum", "federated.participation.name=curriculum")
+    assert federate(config, tmp_path / "ordered", *ordered) == 0
+    out = capsys.readouterr().out
+    assert "order     samples hard first by global loss, linear from 0.2 of them to all after 0.8 of the rounds" in out
+    assert "order     clients easy first by their last loss" in out
+    assert federate(config, tmp_path / "noisy", *algorithm("rerce"), "federated.noise.up=1e-6") == 0
+    assert "warning: with local steps, noise of the links adds up" in capsys.readouterr().out
 
 
 def test_a_model_with_dropout_draws_by_round_and_client(config, tmp_path):

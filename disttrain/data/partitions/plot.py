@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def plot_partition(parts: Sequence[Part], dataset: Dataset, picture: Path | str,
         below[0].set_ylabel(kind)
         figure.colorbar(image, ax=below[0], label="samples", pad=0.01)
     panels[-1, 0].set_xlabel(f"{owners}, by number")
-    figure.savefig(picture, dpi=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # a source's name may be of letters that the font lacks
+        figure.savefig(picture, dpi=100)
 
 
 def counts_by_kind(parts: Sequence[Part], dataset: Dataset) -> tuple[np.ndarray | None, list[str], str]:

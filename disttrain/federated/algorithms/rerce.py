@@ -59,12 +59,17 @@ class RERCE(Algorithm):
 
     rho: float = 1.0
     exact: bool = False
-    client_vectors: ClassVar[tuple[str, ...]] = ("model", "dual")
     meets_everybody: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.rho > 0:
             raise ValueError(f"rho must be positive, got {self.rho}")
+        object.__setattr__(self, "client_vectors", self.kept)
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What a client needs of the round before: the closed form its model, and the inexact one its dual."""
+        return ("model",) if self.exact else ("dual",)
 
     def init(self, x: Tensor) -> Vectors:
         """z, and s."""
@@ -74,19 +79,31 @@ class RERCE(Algorithm):
         """s alone."""
         return {"s": server["s"]}
 
+    def warning(self, plan: Plan) -> str:
+        """That noise is for the closed form."""
+        if self.exact or not (plan.noise_up or plan.noise_down):
+            return ""
+        return "with local steps, noise of the links adds up in the duals that clients keep: compare with fedavg"
+
     def client(self, message: Vectors, state: Vectors, work: Work) -> tuple[Reply, Vectors]:
         """The bent local problem, around what was heard of s."""
-        model, dual = self.move(state["model"], state["dual"], message["s"], work)
-        return {"model": work.send(model)}, {"model": model, "dual": dual}
+        model, kept = self.move(state, message["s"], work)
+        return {"model": work.send(model)}, kept
 
-    def move(self, model: Tensor, dual: Tensor, s: Tensor, work: Work, number: int = 0) -> tuple[Tensor, Tensor]:
-        """The next model and dual of each client, given s; ``number`` tells a round's moves of one client apart."""
+    def move(self, state: Vectors, s: Tensor, work: Work, number: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The next model of each client, given s, and what it keeps; ``number`` tells a round's moves of one client apart."""
         if self.exact:
-            if work.plan.round == 0:
-                return work.exact().minimise(work.clients, s, self.rho), dual
-            return work.exact().move(work.clients, model, s, self.rho, torch.ones(len(work), dtype=model.dtype)), dual
-        after = descend(s, work, lambda gradient, y: gradient - dual + self.rho * (y - s), number * work.plan.steps)
-        return after, dual - self.rho * (after - s)
+            return self._exactly(state["model"], s, work)
+        dual = state["dual"]
+        model = descend(s, work, lambda gradient, y: gradient - dual + self.rho * (y - s), number * work.plan.steps)
+        return model, {"dual": dual - self.rho * (model - s)}
+
+    def _exactly(self, model: Tensor, s: Tensor, work: Work) -> tuple[Tensor, dict[str, Tensor]]:
+        if work.plan.round == 0:
+            model = work.exact().minimise(work.clients, s, self.rho)
+        else:
+            model = work.exact().move(work.clients, model, s, self.rho, torch.ones(len(work), dtype=model.dtype))
+        return model, {"model": model}
 
     def aggregate(self, server: Vectors, replies: Replies, plan: Plan) -> Vectors:
         """The mean of what arrived, and where it is heading."""
@@ -98,7 +115,10 @@ class RERCE(Algorithm):
 class ContinualRERCE(RERCE):
     """Clients that are not asked go on, and the server remembers them."""
 
-    client_vectors: ClassVar[tuple[str, ...]] = ("model", "dual", "heard", "memory")
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """For their next move, and to make up for those that they have missed."""
+        return ("model", *(() if self.exact else ("dual",)), "heard", "memory")
 
     def client_numbers(self, sizes: Tensor) -> Vectors:
         """How many rounds each client has made."""
@@ -110,28 +130,30 @@ class ContinualRERCE(RERCE):
 
     def broadcast(self, server: Vectors) -> Vectors:
         """w alone."""
-        return {"w": server["x"]}
+        return {"x": server["x"]}
 
     def client(self, message: Vectors, state: Vectors, work: Work) -> tuple[Reply, Vectors]:
         """All rounds since the client was last asked, and this one."""
-        w, number = message["w"], work.plan.round
-        before, dual = (w, state["dual"]) if number == 0 else self.caught_up(state, work)
-        model, dual = self.move(before, dual, w, work)
-        sent = work.send(2 * model - before)
+        w, number = message["x"], work.plan.round
+        before = {**state, "model": w} if number == 0 else self.caught_up(state, work)
+        model, moved = self.move(before, w, work)
+        sent = work.send(2 * model - before["model"])
         change = replace(sent, values=sent.values - state["memory"])  # the server has the old ones
         rounds = torch.full_like(state["rounds"], number + 1)
-        return {"change": change}, {"model": model, "dual": dual, "heard": w, "memory": sent.values, "rounds": rounds}
+        return {"change": change}, {**moved, "model": model, "heard": w, "memory": sent.values, "rounds": rounds}
 
-    def caught_up(self, state: Vectors, work: Work) -> tuple[Tensor, Tensor]:
-        """The clients' models and duals ``[L, d]`` before the round: those not asked have gone on with what they had heard."""
-        model, dual, heard, missed = state["model"], state["dual"], state["heard"], work.plan.round - state["rounds"][:, 0]
+    def caught_up(self, state: Vectors, work: Work) -> dict[str, Tensor]:
+        """The clients' own vectors ``[L, d]`` before the round: those not asked have gone on with what they had heard."""
+        state, heard, missed = dict(state), state["heard"], work.plan.round - state["rounds"][:, 0]
         if self.exact:
-            return work.exact().move(work.clients, model, heard, self.rho, missed), dual
-        model, dual = model.clone(), dual.clone()
+            return state | {"model": work.exact().move(work.clients, state["model"], heard, self.rho, missed)}
+        state |= {name: state[name].clone() for name in ("model", "dual")}
         for number in range(int(missed.max())):
             late = missed > number
-            model[late], dual[late] = self.move(model[late], dual[late], heard[late], work.among(late), number + 1)
-        return model, dual
+            own = {name: each[late] for name, each in state.items()}
+            state["model"][late], moved = self.move(own, heard[late], work.among(late), number + 1)
+            state["dual"][late] = moved["dual"]
+        return state
 
     def aggregate(self, server: Vectors, replies: Replies, plan: Plan) -> Vectors:
         """The mean of all memories, those just renewed among them."""

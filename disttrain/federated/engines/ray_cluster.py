@@ -151,8 +151,10 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("ray")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _try_out(address: str, timeout_seconds: float) -> None:

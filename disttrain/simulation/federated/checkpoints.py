@@ -22,6 +22,7 @@ ESSENTIAL = (
     "federated.algorithm.name",
     "federated.ordering.name",
     "federated.ordering.score",
+    "federated.ordering.expert",
     "federated.on_empty",
 )
 """What a run cannot change on the way."""

@@ -160,6 +160,10 @@ class FederatedRun:
         display.say(
             f"algorithm {section.algorithm.name}, {section.cohort_size} clients a round, {steps}; {self.engine_name} engine"
         )
+        for said in section.order():
+            display.say(f"order     {said}")
+        if warning := self.federation.algorithm.warning(self.federation.plan):
+            display.say(f"warning: {warning}")
 
     # --- rounds ------------------------------------------------------------------------------------------------------
 

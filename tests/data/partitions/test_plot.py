@@ -31,7 +31,7 @@ def test_of_many_sources_the_small_ones_share_a_row(monkeypatch):
 
 @pytest.mark.parametrize("dataset", [
     LabelledDataset(torch.zeros(6, 1), torch.tensor([7, 7, 2, 2, 2, 5])),
-    of_sources([0, 1, 1, 0, 0, 0], ["$\\frac$ {", "\udce9"]),
+    of_sources([0, 1, 1, 0, 0, 0], ["$\\frac$ {", "\udce9 文"]),
     TokenDataset(np.zeros(13, dtype=np.uint8), 2),
 ], ids=["classes", "sources with odd names", "neither"])  # fmt: skip
 def test_a_picture_is_drawn_of_whatever_the_data_tells(tmp_path, dataset):
