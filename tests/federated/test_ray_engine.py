@@ -1,10 +1,12 @@
 """Blocks on Ray actors: the bits of one process, whatever happens to the actors; and no hang."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from contextlib import contextmanager, suppress
@@ -311,7 +313,8 @@ def test_a_cluster_that_was_there_before_is_joined_and_left_running(config, tmp_
     ray = str(Path(sys.executable).with_name("ray"))
     mark = f"DISTTRAIN_TEST_MARK={uuid.uuid4()}"
     environment = os.environ | dict([mark.split("=")]) | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
-    head = [ray, "start", "--head", f"--port={free_port()}", "--num-cpus=4", "--include-dashboard=false"]
+    place = tempfile.mkdtemp(prefix="disttrain-ray-", dir="/tmp")  # elsewhere others' `ray.init()` would look for it later
+    head = [ray, "start", "--head", f"--port={free_port()}", "--num-cpus=4", "--include-dashboard=false", f"--temp-dir={place}"]
     command = [sys.executable, "-m", "disttrain.cli", "federated", str(config), "launch.threads=1"]
     address = ["federated.engine=ray", f"federated.ray.address=127.0.0.1:{head[3].rpartition('=')[2]}",
                "federated.ray.start_timeout=5min", "federated.ray.compute=serial"]  # fmt: skip
@@ -326,9 +329,21 @@ def test_a_cluster_that_was_there_before_is_joined_and_left_running(config, tmp_
         lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in descendants(mark)]
         assert any("gcs_server" in line for line in lines), "the cluster is somebody else's"
     finally:
-        for pid in descendants(mark):
+        marked = set(descendants(mark))
+        for pid in marked | children(marked):  # Ray's agents have written over their environment
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def children(parents):
+    """Processes whose parent is one of these."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(path.read_text().rpartition(")")[2].split()[1]) in parents:
+                found.add(int(path.parent.name))
+    return found
 
 
 def free_port():
