@@ -104,7 +104,7 @@ def test_a_generator_leaves_the_global_one_alone():
 
 def test_streams_keep_their_numbers():
     names = ["INIT", "DATA", "WORKER", "ORDER", "PARTITION", "COMPRESSION", "TOPOLOGY", "COMMUNICATION"]
-    names += ["COHORT", "BATCHES", "LARGE_BATCH", "COIN", "DROPOUT", "LATENCY", "NOISE_UP", "NOISE_DOWN"]
+    names += ["COHORT", "BATCHES", "LARGE_BATCH", "COIN", "DROPOUT", "LATENCY", "NOISE_UP", "NOISE_DOWN", "CURRICULUM"]
     assert {stream.name: int(stream) for stream in Stream} == {name: number for number, name in enumerate(names)}
 
 
