@@ -66,8 +66,8 @@ def newton_schulz(
         norm: the Frobenius norms ``[..., 1, 1]``, if they are known.
 
     Returns:
-        ``[..., m, n]`` in ``dtype``. In float32 and float64 a matrix comes out the same alone and in a stack; in bfloat16, on
-        a CPU without instructions for it, one in some hundred has entries that differ in their last bit.
+        ``[..., m, n]`` in ``dtype``. In float32 and float64 a matrix comes out the same alone and in a stack; in bfloat16 on
+        a CPU, oneDNN chooses its kernels by the stack's size, and one in some hundred has entries that differ in their last bit.
     """
     transposed = x.shape[-2] > x.shape[-1]
     x = x.mT if transposed else x  # the products are of the smaller side

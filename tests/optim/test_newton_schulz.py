@@ -147,7 +147,7 @@ def test_a_matrix_comes_out_the_same_alone_and_in_a_stack(dtype, shape, leading,
     x = gaussian(*leading, *shape, seed=seed, dtype=torch.float32)
     together = newton_schulz(x, dtype=dtype).flatten(0, -3)
     alone = torch.stack([newton_schulz(each, dtype=dtype) for each in x.flatten(0, -3)])
-    if dtype is torch.bfloat16:  # some CPUs round its products by the size of the stack, now and then
+    if dtype is torch.bfloat16:  # oneDNN rounds its products by the stack's size, now and then: docs/lab_notebook.md
         assert (together - alone).abs().max() <= 2**-6
     else:
         assert torch.equal(together, alone)
